@@ -1,0 +1,53 @@
+# Every target works on a fresh machine: .venv is made and filled on first use.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
+PACKAGES := mach trainer shard_server aggregator
+
+.PHONY: help install quickstart bench-accuracy test test-all check format protos clean
+
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+install: $(STAMP) ## Create .venv with everything for development
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	# torch goes first and alone, so that its range is resolved before anything asks for more.
+	$(BIN)/python -m pip install --quiet 'torch>=2.6,<2.14'
+	$(BIN)/python -m pip install --quiet --editable '.[cpu,train,plot,store,dev]'
+	touch $@
+
+quickstart: $(STAMP) ## Train on a simulated store, serve it, search it
+	$(RUN) mach quickstart
+
+check: $(STAMP) ## Lint, types, protos
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+	$(RUN) buf lint protos
+	$(RUN) python scripts/generate_protos.py --check
+
+test: check ## Check everything and run the tests (about 8 minutes on 2 cores)
+	$(RUN) python -m pytest -m "not slow"
+
+test-all: check ## The same and the slow tests
+	$(RUN) python -m pytest
+
+format: $(STAMP) ## Format the code
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+protos: $(STAMP) ## Generate mach/v1 from protos/
+	$(RUN) python scripts/generate_protos.py
+
+# DATASETS, TIB (the folder of tib-titles), ONLY and SKIP (systems, comma separated), RESUME=1.
+bench-accuracy: $(STAMP) ## Compare accuracy and cost with PECOS, omikuji and fastText (an hour)
+	$(RUN) python -m benchmarks.accuracy $(DATASETS) $(if $(TIB),--tib $(TIB)) \
+		$(if $(ONLY),--only $(ONLY)) $(if $(SKIP),--skip $(SKIP)) $(if $(RESUME),--resume)
+
+clean: ## Remove .venv and caches
+	rm -rf $(VENV) .venvs .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
