@@ -1,0 +1,5 @@
+"""``python -m mach``: the ``mach`` command."""
+
+from mach.cli import main
+
+main()

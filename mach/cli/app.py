@@ -1,0 +1,86 @@
+"""The command tree and what it does with errors."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import typer
+
+from mach import __version__
+from mach.cli.console import err
+from mach.errors import MachError, UserError
+
+__all__ = ["build_app", "main"]
+
+#: Modules with a ``register(app)``, in the order in which ``mach --help`` shows them.
+COMMANDS = ("train", "evaluate", "serve", "search", "inspect", "bundle", "quickstart")
+BENCH_COMMANDS = ("bench_merge", "bench_fleet")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def build_app() -> typer.Typer:
+    """The whole command tree."""
+    app = typer.Typer(
+        name="mach",
+        help="Train, serve and search extreme classifiers with MACH.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def _root(
+        version: bool = typer.Option(
+            False, "--version", is_eager=True, callback=_print_version, help="Print the version."
+        ),
+    ) -> None:
+        pass
+
+    bench = typer.Typer(help="Measure this installation.", no_args_is_help=True)
+    for name in COMMANDS:
+        importlib.import_module(f"mach.cli.{name}").register(app)
+    for name in BENCH_COMMANDS:
+        importlib.import_module(f"mach.cli.{name}").register(bench)
+    app.add_typer(bench, name="bench")
+    return app
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run the command line; never returns.
+
+    Exit codes: 0 done; 1 the fleet could not answer (retry); 2 a mistake in what was asked,
+    named in one sentence; 130 interrupted.
+    """
+    try:
+        build_app()(arguments)
+    except KeyboardInterrupt:
+        err.print("interrupted")
+        sys.exit(130)
+    except MachError as error:
+        err.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+        sys.exit(2 if isinstance(error, UserError) else 1)
+    except BrokenPipeError:  # the reader of our output, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        err.print(f"[bold red]error:[/] {_escape(_os_error(error))}", soft_wrap=True)
+        sys.exit(2)
+    sys.exit(0)
+
+
+def _os_error(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}"
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")

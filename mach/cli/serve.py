@@ -1,0 +1,104 @@
+"""``mach serve``: a whole fleet on this machine."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from mach.cli.console import err
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mach.fleet import FleetStatus
+
+__all__ = ["fleet_table", "register"]
+
+
+def fleet_table(status: FleetStatus) -> Table:
+    """Servers with their addresses and health."""
+    from rich.table import Table
+
+    colours = {"serving": "green", "not serving": "yellow", "down": "red"}
+    table = Table(box=None, pad_edge=False)
+    for column in ("server", "address", "metrics", "pid", "health", "restarts"):
+        table.add_column(column, overflow="fold")
+    for server in status.servers:
+        table.add_row(
+            server.name,
+            server.address,
+            server.metrics,
+            str(server.pid or "-"),
+            f"[{colours[server.health]}]{server.health}[/]",
+            str(server.restarts),
+        )
+    return table
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command()
+    def serve(
+        bundle: Path = typer.Argument(help="The bundle's directory."),
+        listen: str = typer.Option("127.0.0.1:50050", help="HOST:PORT of the aggregator."),
+        shards: int = typer.Option(
+            None, min=1, help="Shard processes; repetitions are divided among them. Default: R."
+        ),
+        threads: int = typer.Option(1, min=1, help="Threads of ONNX Runtime in each shard."),
+        log_dir: Path = typer.Option(
+            None, help="Keep the servers' logs here; a temporary directory by default."
+        ),
+        monitoring: str = typer.Option(
+            None,
+            metavar="HOST:PORT",
+            help="Start the installed Prometheus here, with this project's alert rules.",
+        ),
+    ) -> None:
+        """Serve a bundle on this machine: a process a shard and an aggregator.
+
+        Ctrl-C drains: what is in flight is answered, then every process ends. A server that
+        dies is started again.
+        """
+        from mach.bundle import Bundle
+        from mach.fleet import LocalFleet
+        from mach.fleet.prometheus import LocalPrometheus
+
+        stop = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+        fleet = LocalFleet(
+            Bundle.open(bundle),
+            num_shards=shards,
+            listen=listen,
+            threads=threads,
+            directory=log_dir,
+            on_event=lambda message: err.print(message, markup=False),
+        )
+        prometheus = None
+        with err.status("starting the fleet"):
+            fleet.start()
+        try:
+            if monitoring is not None:
+                prometheus = LocalPrometheus(
+                    fleet, fleet.directory / "prometheus", listen=monitoring
+                )
+                prometheus.start()
+                err.print(f"metrics and alerts at http://{prometheus.address}")
+            err.print(fleet_table(fleet.status()))
+            err.print(
+                f"\nserving at [bold]{fleet.address}[/]; logs in {fleet.directory}\n"
+                f'try: mach search "…" --address {fleet.address}\nCtrl-C stops',
+                highlight=False,
+            )
+            stop.wait()
+        finally:
+            with err.status("draining"):
+                if prometheus is not None:
+                    prometheus.stop()
+                fleet.stop()
+        err.print("stopped")

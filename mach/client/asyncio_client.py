@@ -1,0 +1,195 @@
+"""The client for asyncio."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+
+import grpc
+import grpc.aio
+
+from mach.client.calls import (
+    Query,
+    channel_options,
+    make_options,
+    make_queries,
+    make_query,
+    read_error,
+)
+from mach.client.results import (
+    FleetDescription,
+    SearchResult,
+    read_batch,
+    read_description,
+    read_response,
+)
+from mach.v1 import search_pb2, search_pb2_grpc
+
+__all__ = ["AsyncMachClient"]
+
+
+class AsyncMachClient:
+    """A connection to a fleet's aggregator; for use on one event loop.
+
+    It connects when it is first used. Close it, or use it as an async context manager.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout: float = 1.0,
+        max_attempts: int = 1,
+        max_message_bytes: int = 64 << 20,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            address: HOST:PORT of the aggregator, or a gRPC target such as
+                ``dns:///aggregator:50050``, whose addresses are used in turn.
+            timeout: seconds a call may take, where it does not say.
+            max_attempts: how often a call is tried that found the fleet unavailable or
+                overloaded, within its timeout: 1 to 5.
+            max_message_bytes: the largest answer accepted.
+            credentials: for TLS; plain text where not given.
+
+        Raises:
+            InvalidInput: if an argument is out of range.
+        """
+        options = channel_options(max_attempts, max_message_bytes)
+        if credentials is None:
+            self._channel = grpc.aio.insecure_channel(address, options)
+        else:
+            self._channel = grpc.aio.secure_channel(address, credentials, options)
+        self._stub = search_pb2_grpc.SearchServiceStub(self._channel)
+        self._timeout = timeout
+
+    async def search(
+        self,
+        query: Query,
+        k: int = 10,
+        *,
+        minimum_repetitions: int = 0,
+        attributes: bool = False,
+        explain: bool = False,
+        bundle_version: str = "",
+        filter: str = "",
+        allowed: Sequence[str] = (),
+        blocked: Sequence[str] = (),
+        timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
+    ) -> SearchResult:
+        """The best products for one query.
+
+        Args:
+            query: text, or one row of features made with the bundle's featurizer.
+            k: how many products.
+            minimum_repetitions: repetitions the answer must rest on; 0 for the server's choice.
+            attributes: return the catalog's attributes of each product.
+            explain: return each product's score in every repetition.
+            bundle_version: accept an answer of this version only.
+            filter: keep products that meet this, such as ``category = "drills" AND price < 50``.
+            allowed: keep only these product ids; none for all.
+            blocked: never return these product ids.
+            timeout: seconds this call may take; the client's where not given.
+
+        Raises:
+            InvalidInput: an argument is wrong; the message names it.
+            VersionNotFound: the bundle version is not served.
+            VersionMismatch: the shards hold another bundle version.
+            Unavailable: the fleet cannot be reached, or too few repetitions answered.
+            Overloaded: the fleet is at its limit; see ``retry_after_ms``.
+            DeadlineExceeded: the timeout passed.
+        """
+        request = search_pb2.SearchRequest(
+            query=make_query(query),
+            options=make_options(
+                k,
+                minimum_repetitions,
+                attributes,
+                explain,
+                bundle_version,
+                filter,
+                allowed,
+                blocked,
+            ),
+        )
+        try:
+            response = await self._stub.Search(request, timeout=self._seconds(timeout))
+        except grpc.RpcError as error:
+            raise read_error(error) from None
+        return read_response(response)
+
+    async def search_batch(
+        self,
+        queries: Iterable[Query],
+        k: int = 10,
+        *,
+        minimum_repetitions: int = 0,
+        attributes: bool = False,
+        explain: bool = False,
+        bundle_version: str = "",
+        filter: str = "",
+        allowed: Sequence[str] = (),
+        blocked: Sequence[str] = (),
+        timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
+    ) -> list[SearchResult]:
+        """The best products for each of several queries; all succeed or the call fails.
+
+        Arguments and errors are those of :meth:`search`.
+        """
+        request = search_pb2.SearchBatchRequest(
+            queries=make_queries(queries),
+            options=make_options(
+                k,
+                minimum_repetitions,
+                attributes,
+                explain,
+                bundle_version,
+                filter,
+                allowed,
+                blocked,
+            ),
+        )
+        try:
+            response = await self._stub.SearchBatch(request, timeout=self._seconds(timeout))
+        except grpc.RpcError as error:
+            raise read_error(error) from None
+        return read_batch(response)
+
+    async def describe(
+        self,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> FleetDescription:
+        """What the fleet serves, and the state of its shards.
+
+        Raises:
+            Unavailable: the fleet cannot be reached.
+            DeadlineExceeded: the timeout passed.
+        """
+        try:
+            response = await self._stub.DescribeFleet(
+                search_pb2.DescribeFleetRequest(), timeout=self._seconds(timeout)
+            )
+        except grpc.RpcError as error:
+            raise read_error(error) from None
+        return read_description(response)
+
+    def _seconds(self, timeout: float | None) -> float:
+        return self._timeout if timeout is None else timeout
+
+    async def close(self) -> None:
+        """Close the connection; calls in flight fail."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> AsyncMachClient:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()

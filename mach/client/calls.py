@@ -1,0 +1,128 @@
+"""What the two clients share: channels, messages, errors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import grpc
+
+from mach.errors import InvalidInput, MachError, Overloaded, from_status
+from mach.features import SparseBatch
+from mach.v1 import search_pb2
+from mach.wire import sparse_to_proto
+
+__all__ = ["Query", "channel_options", "make_options", "make_query", "read_error"]
+
+#: Text, or one row of features made with the bundle's featurizer.
+Query = str | SparseBatch
+
+_PUSHBACK = "grpc-retry-pushback-ms"
+
+
+def channel_options(max_attempts: int, max_message_bytes: int) -> list[tuple[str, Any]]:
+    """Options of a channel to an aggregator.
+
+    Raises:
+        InvalidInput: if an argument is out of range.
+    """
+    if not 1 <= max_attempts <= 5:
+        raise InvalidInput("max_attempts", f"must be from 1 to 5, got {max_attempts}")
+    # Where the name has several addresses, calls go round them.
+    config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
+    if max_attempts > 1:
+        config["methodConfig"] = [
+            {
+                "name": [{"service": "mach.v1.SearchService"}],
+                "retryPolicy": {
+                    "maxAttempts": max_attempts,
+                    "initialBackoff": "0.02s",
+                    "maxBackoff": "0.5s",
+                    "backoffMultiplier": 2,
+                    "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+                },
+            }
+        ]
+        # Few failures are retried where most calls fail: that is an outage, not a hiccup.
+        config["retryThrottling"] = {"maxTokens": 10, "tokenRatio": 0.2}
+    return [
+        ("grpc.service_config", json.dumps(config)),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.keepalive_time_ms", 20_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        # gRPC's own pauses grow to two minutes, in which a fleet that is back is not noticed.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 1000),
+        ("grpc.max_reconnect_backoff_ms", 2000),
+    ]
+
+
+def make_query(query: Query, field: str = "query") -> search_pb2.Query:
+    """Write a query.
+
+    Raises:
+        InvalidInput: if it is neither text nor one row of features.
+    """
+    if isinstance(query, str):
+        try:
+            return search_pb2.Query(text=query)
+        except ValueError:
+            raise InvalidInput(f"{field}.text", "is not valid Unicode") from None
+    if isinstance(query, SparseBatch):
+        return search_pb2.Query(features=sparse_to_proto(query))
+    raise InvalidInput(field, f"must be text or a SparseBatch, got {type(query).__name__}")
+
+
+def make_queries(queries: Iterable[Query]) -> list[search_pb2.Query]:
+    """Write several queries.
+
+    Raises:
+        InvalidInput: if one is neither text nor one row of features.
+    """
+    if isinstance(queries, str):
+        raise InvalidInput("queries", "must be a list of queries, got one text")
+    return [make_query(query, f"queries[{number}]") for number, query in enumerate(queries)]
+
+
+def make_options(
+    k: int,
+    minimum_repetitions: int,
+    attributes: bool,
+    explain: bool,
+    bundle_version: str,
+    filter: str,
+    allowed: Sequence[str],
+    blocked: Sequence[str],
+) -> search_pb2.SearchOptions:
+    """Write how to search.
+
+    Raises:
+        InvalidInput: if a number cannot be sent; the server checks the rest.
+    """
+    if k < 1:  # 0 would ask for the server's default
+        raise InvalidInput("options.k", f"must be at least 1, got {k}")
+    try:
+        return search_pb2.SearchOptions(
+            k=k,
+            minimum_repetitions=minimum_repetitions,
+            include_attributes=attributes,
+            explain=explain,
+            bundle_version=bundle_version,
+            filter=filter,
+            allowed_product_ids=allowed,
+            blocked_product_ids=blocked,
+        )
+    except (TypeError, ValueError) as error:
+        raise InvalidInput("options", str(error)) from None
+
+
+def read_error(error: grpc.RpcError) -> MachError:
+    """The error of this project for a failed call."""
+    call: Any = error  # what gRPC raises is always a call, but its type does not say so
+    found = from_status(call.code(), call.details() or "")
+    if isinstance(found, Overloaded):
+        for key, value in call.trailing_metadata() or ():
+            if key == _PUSHBACK and str(value).isdigit():
+                found.retry_after_ms = int(value)
+    return found

@@ -1,0 +1,210 @@
+"""The fleet itself: which processes there are, and what happens when one dies."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+
+from mach.bundle import Bundle
+from mach.errors import ConfigError, InvalidInput, MachError, Unavailable
+from mach.fleet.process import ServerProcess, ServerState
+
+__all__ = ["FleetStatus", "LocalFleet"]
+
+_CHECK_SECONDS = 0.25
+_LONGEST_PAUSE = 10.0
+
+
+@dataclass(frozen=True)
+class FleetStatus:
+    """Every server as last seen, the aggregator first."""
+
+    servers: list[ServerState]
+
+    @property
+    def serving(self) -> bool:
+        """Whether the aggregator answers searches."""
+        return self.servers[0].health == "serving"
+
+
+class LocalFleet:
+    """A bundle's shard servers and an aggregator, each a process of its own on loopback.
+
+    A shard that dies is started again at its address, with a pause that doubles while it
+    keeps dying. Use it as a context manager, or call :meth:`start` and :meth:`stop`.
+
+    Args:
+        bundle: the bundle to serve.
+        num_shards: processes among which the repetitions are divided; one each by default.
+        listen: HOST:PORT of the aggregator; port 0 takes a free one.
+        threads: of ONNX Runtime in each shard.
+        shard_arguments: further flags for every shard server.
+        aggregator_arguments: further flags for the aggregator.
+        directory: for logs; a temporary one, removed at the end, where not given.
+        on_event: called with a sentence for people when something happens.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        num_shards: int | None = None,
+        listen: str = "127.0.0.1:0",
+        threads: int = 1,
+        shard_arguments: Sequence[str] = (),
+        aggregator_arguments: Sequence[str] = (),
+        directory: Path | None = None,
+        on_event: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        repetitions = range(bundle.manifest.num_repetitions)
+        if num_shards is None:
+            num_shards = len(repetitions)
+        if not 1 <= num_shards <= len(repetitions):
+            raise InvalidInput("shards", f"must be from 1 to {len(repetitions)}, one a repetition")
+        self._temporary = None
+        if directory is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="mach-fleet-")
+            directory = Path(self._temporary.name)
+        self.directory = directory
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._on_event = on_event
+        self._stopping = threading.Event()
+        self._monitor: threading.Thread | None = None
+        self._aggregator_arguments = ["--bundle", str(bundle.path), *aggregator_arguments]
+        self._listen = listen
+        self.aggregator: ServerProcess | None = None
+        self.shards = [
+            ServerProcess(
+                f"shard {first}" if first == last else f"shard {first}-{last}",
+                "shard_server",
+                [
+                    *("--bundle", str(bundle.path)),
+                    *("--repetition", ",".join(str(r) for r in range(first, last + 1))),
+                    *("--threads", str(threads)),
+                    *shard_arguments,
+                ],
+                directory,
+                "127.0.0.1:0",
+            )
+            for first, last in _ranges(len(repetitions), num_shards)
+        ]
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT to search at."""
+        if self.aggregator is None:
+            raise Unavailable("the fleet has not been started")
+        return self.aggregator.address
+
+    def start(self, timeout: float = 180.0) -> None:
+        """Start every process and wait until the aggregator serves.
+
+        Raises:
+            ConfigError: if a server does not start; the message is its own.
+            Unavailable: if the fleet does not serve within ``timeout`` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        try:
+            for shard in self.shards:
+                shard.start()
+            for shard in self.shards:
+                shard.wait_bound(deadline)
+            self.aggregator = ServerProcess(
+                "aggregator",
+                "aggregator",
+                [
+                    *self._aggregator_arguments,
+                    *("--shards", ",".join(shard.address for shard in self.shards)),
+                ],
+                self.directory,
+                self._listen,
+            )
+            self.aggregator.start()
+            self.aggregator.wait_bound(deadline)
+            self._wait_serving(deadline)
+        except BaseException:
+            self.stop(drain_seconds=2.0)
+            raise
+        self._monitor = threading.Thread(target=self._watch, name="fleet-monitor", daemon=True)
+        self._monitor.start()
+
+    def _servers(self) -> list[ServerProcess]:
+        return [*([self.aggregator] if self.aggregator else []), *self.shards]
+
+    def _wait_serving(self, deadline: float) -> None:
+        for server in [*self.shards, *([self.aggregator] if self.aggregator else [])]:
+            while server.health() != "serving":
+                if server.pid is None:
+                    raise ConfigError(f"{server.name} did not start: {server.last_words()}")
+                if time.monotonic() > deadline:
+                    raise Unavailable(f"{server.name} is not ready: {server.last_words()}")
+                time.sleep(0.05)
+
+    def _watch(self) -> None:
+        pauses: dict[str, float] = {}
+        due: dict[str, float] = {}
+        while not self._stopping.wait(_CHECK_SECONDS):
+            for server in self._servers():
+                if server.pid is not None:
+                    continue
+                now = time.monotonic()
+                if server.name not in due:
+                    pause = pauses.get(server.name, 0.0)
+                    pauses[server.name] = min(_LONGEST_PAUSE, max(0.5, pause * 2))
+                    due[server.name] = now + pause
+                    self._on_event(f"{server.name} died ({server.last_words()}); restarting it")
+                elif now >= due[server.name]:
+                    del due[server.name]
+                    self._restart(server)
+
+    def _restart(self, server: ServerProcess) -> None:
+        try:
+            server.restart()
+            server.wait_bound(time.monotonic() + 30)
+            self._on_event(f"{server.name} runs again at {server.address}")
+        except MachError as error:
+            self._on_event(str(error))
+
+    def status(self) -> FleetStatus:
+        """Ask every server for its health."""
+        return FleetStatus([server.state() for server in self._servers()])
+
+    def stop(self, drain_seconds: float = 20.0) -> None:
+        """End every process, the aggregator first, each with time to finish what it has."""
+        self._stopping.set()
+        if self._monitor is not None:
+            self._monitor.join()
+            self._monitor = None
+        deadline = time.monotonic() + drain_seconds
+        if self.aggregator is not None:
+            self.aggregator.stop(deadline)
+        for shard in self.shards:
+            shard.signal_stop()
+        for shard in self.shards:
+            shard.stop(deadline)
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    def __enter__(self) -> LocalFleet:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+def _ranges(total: int, parts: int) -> list[tuple[int, int]]:
+    """Cut 0..total-1 into ``parts`` runs of nearly equal length, as (first, last)."""
+    edges = [total * part // parts for part in range(parts + 1)]
+    return [(first, last - 1) for first, last in pairwise(edges)]

@@ -1,0 +1,155 @@
+"""One repetition's classifier in an ONNX Runtime session."""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from mach.bundle import Bundle, repetition_file
+from mach.errors import BundleError, ConfigError
+from mach.features import SparseBatch
+
+__all__ = ["PROVIDERS", "Provider", "RepetitionSession", "resolve_provider"]
+
+_FLOAT = np.float32
+
+#: How ONNX writes that a tensor lies in another file: the entry whose key is ``location``.
+_EXTERNAL_DATA = b"\x0a\x08location"
+
+PROVIDERS: dict[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+Provider = Literal["auto", "cpu", "cuda"]
+
+
+def resolve_provider(provider: Provider) -> Literal["cpu", "cuda"]:
+    """What ``auto`` means on this machine; refuses CUDA where ONNX Runtime was built without.
+
+    Raises:
+        ConfigError: if CUDA is asked for and this ONNX Runtime has no CUDA provider.
+    """
+    has_cuda = PROVIDERS["cuda"] in ort.get_available_providers()
+    if provider == "auto":
+        return "cuda" if has_cuda else "cpu"
+    if provider == "cuda" and not has_cuda:
+        raise ConfigError(
+            "provider: cuda was asked for, but the installed ONNX Runtime has no CUDA provider; "
+            "install the extra 'gpu' instead of 'cpu'"
+        )
+    return provider
+
+
+class RepetitionSession:
+    """A repetition's classifier, loaded and checked.
+
+    ONNX Runtime counts the host's cores, not the container's, so the number of threads is
+    always set here.
+
+    Attributes:
+        repetition: which repetition.
+        num_buckets: B.
+        num_features: F.
+        provider: the execution provider in use, ``cpu`` or ``cuda``.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        repetition: int,
+        *,
+        provider: Provider = "cpu",
+        threads: int = 1,
+    ) -> None:
+        """Load one repetition.
+
+        Raises:
+            InvalidInput: if the bundle has no such repetition.
+            BundleError: if the model is corrupt or not one of this bundle's.
+            ConfigError: if the provider asked for cannot be had.
+        """
+        self.repetition = repetition
+        self.num_buckets = bundle.manifest.num_buckets
+        self.num_features = bundle.manifest.num_features
+        model = bundle.read_model(repetition)
+        wanted = resolve_provider(provider)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Made for one shape and kept for each: with shapes that vary it gains nothing and grows.
+        options.enable_mem_pattern = False
+        # A thread that spins while it waits costs its neighbours on a shared machine.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        chosen = [PROVIDERS[wanted]] + ([PROVIDERS["cpu"]] if wanted == "cuda" else [])
+        name = repetition_file(repetition)
+        if _EXTERNAL_DATA in model:
+            raise BundleError(f"{name} refers to files outside the bundle, which is not allowed")
+        try:
+            self._session = ort.InferenceSession(model, options, providers=chosen)
+        except Exception as error:  # ONNX Runtime raises many types with no common base
+            raise BundleError(f"{name} cannot be loaded by ONNX Runtime: {error}") from error
+        # It keeps the bytes to start over on another provider, which is never wanted here: half
+        # the memory of a shard.
+        self._session._model_bytes = None
+        if PROVIDERS[wanted] not in self._session.get_providers():
+            if provider == "cuda":
+                raise ConfigError(
+                    "provider: cuda was asked for, but ONNX Runtime could not start it: a CUDA or "
+                    "cuDNN library is missing or there is no GPU"
+                )
+            wanted = "cpu"
+        self.provider: Literal["cpu", "cuda"] = wanted
+        self._check(name)
+
+    def _check(self, name: str) -> None:
+        inputs = {node.name: node.type for node in self._session.get_inputs()}
+        if set(inputs) != {"indices", "values"}:
+            raise BundleError(f"{name} has inputs {sorted(inputs)}, not indices and values")
+        if "log_probabilities" not in {node.name for node in self._session.get_outputs()}:
+            raise BundleError(f"{name} has no output log_probabilities")
+        properties = self._session.get_modelmeta().custom_metadata_map
+        expected = {
+            "mach.repetition": self.repetition,
+            "mach.num_buckets": self.num_buckets,
+            "mach.num_features": self.num_features,
+        }
+        for key, value in expected.items():
+            if properties.get(key) != str(value):
+                raise BundleError(f"{name} says {key}={properties.get(key)}, expected {value}")
+
+    def run(self, batch: SparseBatch) -> NDArray[np.float32]:
+        """Bucket log-probabilities of a batch: float32 of shape (n, B). Safe to call from threads.
+
+        The caller has checked the batch (:meth:`SparseBatch.check`).
+        """
+        return self.run_padded(*batch.padded())
+
+    def run_padded(
+        self, indices: NDArray[np.int32], values: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """The same from padded rows, see :meth:`SparseBatch.padded`; shared by repetitions."""
+        (output,) = self._session.run(["log_probabilities"], {"indices": indices, "values": values})
+        return cast("NDArray[np.float32]", output)
+
+    def warm_up(self, batch_sizes: tuple[int, ...] = (1, 8)) -> None:
+        """Run on made-up rows so that the first real query finds memory and kernels ready.
+
+        Raises:
+            BundleError: if the model does not run or its answers are no log-probabilities.
+        """
+        name = repetition_file(self.repetition)
+        for size in batch_sizes:
+            try:
+                rows = self.run_padded(np.zeros((size, 16), np.int32), np.zeros((size, 16), _FLOAT))
+            except Exception as error:
+                raise BundleError(f"{name} does not run: {error}") from error
+            if rows.shape != (size, self.num_buckets) or rows.dtype != _FLOAT:
+                raise BundleError(
+                    f"{name} answers {rows.dtype} of shape {rows.shape}, "
+                    f"expected float32 of shape {(size, self.num_buckets)}"
+                )
+            with np.errstate(all="ignore"):
+                if not np.allclose(np.exp(rows).sum(axis=1), 1, atol=1e-2):
+                    raise BundleError(f"{name} answers what are no log-probabilities")

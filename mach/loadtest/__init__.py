@@ -1,0 +1,7 @@
+"""Load on a fleet, measured from outside: what ``mach bench fleet`` runs."""
+
+from mach.loadtest.cpu import CpuMeter, MetricsCpu
+from mach.loadtest.generator import LoadPlan, run_load
+from mach.loadtest.report import LoadReport, Outcomes
+
+__all__ = ["CpuMeter", "LoadPlan", "LoadReport", "MetricsCpu", "Outcomes", "run_load"]

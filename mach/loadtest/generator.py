@@ -1,0 +1,170 @@
+"""Sending requests: as fast as answers come (closed loop), or at a fixed rate (open loop)."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import grpc
+
+from mach.errors import InvalidInput
+from mach.loadtest.cpu import CpuMeter
+from mach.loadtest.report import LoadReport, Outcomes
+from mach.v1 import search_pb2, search_pb2_grpc
+
+__all__ = ["LoadPlan", "run_load"]
+
+#: Requests in flight beyond which an open loop counts new ones as failed without sending them:
+#: a fleet that far behind has lost, and the generator must not run out of memory.
+_MOST_IN_FLIGHT = 20_000
+_UNSENT = "NOT_SENT"
+
+
+@dataclass(frozen=True)
+class LoadPlan:
+    """What to send.
+
+    Attributes:
+        texts: queries, used in turn.
+        concurrency: closed loop: requests in flight; or None.
+        rate: open loop: requests a second, arriving as a Poisson process; or None.
+        seconds: length of the measurement.
+        warm_up_seconds: sent before it and not counted.
+        k: products a query.
+        timeout: seconds each request may take.
+        connections: gRPC channels to spread requests over.
+        seed: of the arrival times.
+    """
+
+    texts: Sequence[str]
+    concurrency: int | None = None
+    rate: float | None = None
+    seconds: float = 10.0
+    warm_up_seconds: float = 2.0
+    k: int = 10
+    timeout: float = 1.0
+    connections: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.concurrency is None) == (self.rate is None):
+            raise InvalidInput("concurrency", "give either a concurrency or a rate")
+        if not self.texts:
+            raise InvalidInput("texts", "there is no query to send")
+        numbers = (self.concurrency, self.rate, self.seconds, self.timeout, self.connections)
+        if not all(number is None or number > 0 for number in numbers):
+            raise InvalidInput("seconds", "and rate, concurrency, timeout must be above 0")
+
+
+class _Sender:
+    """Requests prepared once, sent over several channels."""
+
+    def __init__(self, plan: LoadPlan, channels: Sequence[grpc.aio.Channel]) -> None:
+        self._plan = plan
+        self._calls = [search_pb2_grpc.SearchServiceStub(channel).Search for channel in channels]
+        options = search_pb2.SearchOptions(k=plan.k)
+        self._requests = [
+            search_pb2.SearchRequest(query=search_pb2.Query(text=text), options=options)
+            for text in plan.texts
+        ]
+        self._next = 0
+        self.outcomes = Outcomes()
+        self.counting = False
+        self.in_flight = 0
+
+    async def send(self, due: float) -> None:
+        """Send one request that was due at ``due`` and note what became of it."""
+        number, self._next = self._next, self._next + 1
+        call = self._calls[number % len(self._calls)]
+        self.in_flight += 1
+        try:
+            answer = await call(
+                self._requests[number % len(self._requests)], timeout=self._plan.timeout
+            )
+        except grpc.aio.AioRpcError as error:
+            if self.counting:
+                self.outcomes.statuses[error.code().name] += 1
+            return
+        finally:
+            self.in_flight -= 1
+        if self.counting:
+            now = time.perf_counter()
+            coverage = answer.result.coverage
+            self.outcomes.answered(now - due, now, coverage.answered / max(1, coverage.total))
+
+    async def closed_loop(self, until: float) -> None:
+        """Keep ``concurrency`` requests in flight."""
+
+        async def worker() -> None:
+            while (now := time.perf_counter()) < until:
+                await self.send(now)
+
+        await asyncio.gather(*(worker() for _ in range(self._plan.concurrency or 1)))
+
+    async def open_loop(self, until: float) -> None:
+        """Send at Poisson times, whether or not answers come."""
+        rng = random.Random(self._plan.seed)
+        rate = self._plan.rate or 1.0
+        tasks: set[asyncio.Task[None]] = set()
+        due = time.perf_counter()
+        while (due := due + rng.expovariate(rate)) < until:
+            if (wait := due - time.perf_counter()) > 0:
+                await asyncio.sleep(wait)
+            elif len(tasks) % 64 == 0:
+                await asyncio.sleep(0)  # behind: let answers in before sending on
+            if self.in_flight >= _MOST_IN_FLIGHT:
+                if self.counting:
+                    self.outcomes.statuses[_UNSENT] += 1
+                continue
+            task = asyncio.create_task(self.send(due))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+async def run_load(
+    address: str,
+    plan: LoadPlan,
+    *,
+    cpu: CpuMeter | None = None,
+    on_progress: Callable[[float, Outcomes], None] | None = None,
+) -> LoadReport:
+    """Put load on the fleet at ``address`` and measure.
+
+    Args:
+        address: HOST:PORT of an aggregator.
+        plan: what to send.
+        cpu: read at the start and the end of the measurement.
+        on_progress: called about twice a second with the seconds gone and what came so far.
+    """
+    options = [("grpc.use_local_subchannel_pool", 1)]  # else equal channels share a connection
+    channels = [grpc.aio.insecure_channel(address, options) for _ in range(plan.connections)]
+    sender = _Sender(plan, channels)
+    loop = sender.closed_loop if plan.concurrency else sender.open_loop
+
+    async def report(start: float) -> None:
+        while on_progress:
+            on_progress(time.perf_counter() - start, sender.outcomes)
+            await asyncio.sleep(0.5)
+
+    try:
+        if plan.warm_up_seconds > 0:
+            await loop(time.perf_counter() + plan.warm_up_seconds)
+        used = await asyncio.to_thread(cpu.total_seconds) if cpu else None
+        sender.counting = True
+        start = time.perf_counter()
+        progress = asyncio.create_task(report(start))
+        await loop(start + plan.seconds)
+        elapsed = time.perf_counter() - start
+        progress.cancel()
+        if cpu and used is not None:
+            used = await asyncio.to_thread(cpu.total_seconds) - used
+    finally:
+        for channel in channels:
+            await channel.close()
+    mode = "closed" if plan.concurrency else "open"
+    return LoadReport.of(mode, sender.outcomes, elapsed, used)

@@ -1,0 +1,244 @@
+"""Compiled search by scoring every product, or every product of a list, in cached chunks.
+
+Sums are float32 first; only what they cannot rule out is summed again in float64, in the order
+of repetitions.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numba.extending import overload
+from numpy.typing import NDArray
+
+from mach.merge._affine import exact_affine
+from mach.merge._plan import AffinePlan, StoredPlan
+from mach.merge._select import heap_push, kth_largest
+from mach.merge._stored import exact_stored
+from mach.merge._types import Float, Int
+
+__all__ = ["CHUNK", "Scan", "scan_products"]
+
+CHUNK = 4096
+
+
+class Scan(NamedTuple):
+    """One query's arrays while it is scanned; n repetitions, B buckets, room for k products."""
+
+    scores: NDArray[np.float32]  # (n, B)
+    columns: NDArray[Any]  # (R, K): buckets, where they are kept; or empty
+    bitmap: NDArray[np.uint8]  # products allowed, one bit each; or empty
+    listed: NDArray[np.uint32]  # products allowed, increasing; or empty for all
+    heap_scores: NDArray[np.float64]  # (k,)
+    heap_classes: NDArray[np.int64]  # (k,)
+    sums: NDArray[np.float32]  # (CHUNK,): scratch
+    spare: NDArray[np.float32]  # (CHUNK,): scratch
+    labels: NDArray[np.uint32]  # (CHUNK,): scratch
+
+
+@njit(nogil=True, cache=True)
+def _add_columns(
+    scan: Scan,
+    repetitions: NDArray[np.int64],
+    start: Int,
+    length: Int,
+    sums: NDArray[np.float32],
+) -> None:
+    """Sum consecutive products, whose buckets lie side by side: four repetitions at a time."""
+    n = scan.scores.shape[0]
+    q = 0
+    while q + 4 <= n:
+        row0, row1 = scan.scores[q], scan.scores[q + 1]
+        row2, row3 = scan.scores[q + 2], scan.scores[q + 3]
+        column0 = scan.columns[repetitions[q], start : start + length]
+        column1 = scan.columns[repetitions[q + 1], start : start + length]
+        column2 = scan.columns[repetitions[q + 2], start : start + length]
+        column3 = scan.columns[repetitions[q + 3], start : start + length]
+        for f in range(np.uint64(length)):
+            sums[f] += (row0[np.uint64(column0[f])] + row1[np.uint64(column1[f])]) + (
+                row2[np.uint64(column2[f])] + row3[np.uint64(column3[f])]
+            )
+        q += 4
+    while q < n:
+        row = scan.scores[q]
+        column = scan.columns[repetitions[q], start : start + length]
+        for f in range(np.uint64(length)):
+            sums[f] += row[np.uint64(column[f])]
+        q += 1
+
+
+@njit(nogil=True, cache=True)
+def _add_affine(
+    row: NDArray[np.float32],
+    multiplier: Int,
+    magic: Int,
+    offset: Int,
+    prime: Int,
+    bucket_magic: Int,
+    num_buckets: Int,
+    labels: NDArray[np.uint32],
+    length: Int,
+    sums: NDArray[np.float32],
+) -> None:
+    """Sum any products over one repetition; see ``_walk._step`` for the arithmetic."""
+    low = np.uint64(0xFFFFFFFF)
+    half = np.uint64(32)
+    a, a_magic, p = np.uint64(multiplier) & low, np.uint64(magic) & low, np.uint64(prime) & low
+    b_magic = np.uint64(bucket_magic)
+    p32, b32, shift = np.uint32(prime), np.uint32(num_buckets), np.uint32(offset)
+    for f in range(length):
+        label = np.uint64(labels[f])
+        x = np.uint32(label * a - ((label * a_magic) >> half) * p)
+        x = np.uint32(min(x, np.uint32(x - p32)) + shift)
+        x = min(x, np.uint32(x - p32))
+        bucket = np.uint32(x - np.uint32((np.uint64(x) * b_magic) >> half) * b32)
+        bucket = min(bucket, np.uint32(bucket - b32))
+        sums[f] += row[bucket]
+
+
+@njit(nogil=True, cache=True)
+def _add_stored(scan: Scan, plan: StoredPlan, length: Int, sums: NDArray[np.float32]) -> None:
+    for start in range(0, length, 256):  # the products' buckets stay in the first-level cache
+        end = min(length, start + 256)
+        for q in range(scan.scores.shape[0]):
+            row = scan.scores[q]
+            repetition = plan.repetitions[q]
+            for f in range(np.uint64(start), np.uint64(end)):
+                sums[f] += row[np.uint64(plan.assignment[np.uint64(scan.labels[f]), repetition])]
+
+
+def _add(
+    scan: Scan, plan: AffinePlan | StoredPlan, start: Int, length: Int, sums: NDArray[np.float32]
+) -> None:
+    """Add up ``scan.labels[:length]``, which are ``start`` and on where there is no list."""
+    raise NotImplementedError
+
+
+def _exact(scan: Scan, plan: AffinePlan | StoredPlan, label: Int) -> Float:
+    """A product's score: the float64 sum in increasing order of repetition."""
+    raise NotImplementedError
+
+
+@overload(_add)
+def _add_by_plan(scan: Any, plan: Any, start: Any, length: Any, sums: Any) -> Any:
+    if plan.instance_class is AffinePlan:
+
+        def by_hash(scan: Any, plan: Any, start: Any, length: Any, sums: Any) -> Any:
+            if scan.columns.shape[0] > 0 and scan.listed.shape[0] == 0:
+                _add_columns(scan, plan.repetitions, start, length, sums)
+                return
+            for q in range(scan.scores.shape[0]):
+                _add_affine(
+                    scan.scores[q],
+                    plan.multipliers[q],
+                    plan.multiplier_magics[q],
+                    plan.offsets[q],
+                    plan.prime,
+                    plan.bucket_magic,
+                    plan.num_buckets,
+                    scan.labels,
+                    length,
+                    sums,
+                )
+
+        return by_hash
+
+    def by_lists(scan: Any, plan: Any, start: Any, length: Any, sums: Any) -> Any:
+        _add_stored(scan, plan, length, sums)
+
+    return by_lists
+
+
+@overload(_exact)
+def _exact_by_plan(scan: Any, plan: Any, label: Any) -> Any:
+    if plan.instance_class is AffinePlan:
+
+        def by_hash(scan: Any, plan: Any, label: Any) -> Any:
+            if scan.columns.shape[0] > 0:
+                total = 0.0
+                for q in range(scan.scores.shape[0]):
+                    bucket = np.int64(scan.columns[plan.repetitions[q], label])
+                    total += np.float64(scan.scores[q, bucket])
+                return total
+            return exact_affine(scan.scores, plan, label)
+
+        return by_hash
+
+    def by_lists(scan: Any, plan: Any, label: Any) -> Any:
+        return exact_stored(scan.scores, plan, label)
+
+    return by_lists
+
+
+@njit(nogil=True, cache=True)
+def _least(num_rows: Int, reached: Float, top_sum: Float, top_magnitude: Float) -> Float:
+    """A float32 sum below which no product's exact score is ``reached``.
+
+    A product that scores S has sum(M_q - s_q) = sum(M_q) - S over repetitions with best scores
+    M_q, so its scores' magnitudes sum to at most sum(abs(M_q)) + sum(M_q) - S, and rounding
+    moves its float32 sum by at most n * 2**-24 of that.
+    """
+    error = num_rows * 2.0**-22 * (top_magnitude + max(0.0, top_sum - reached))
+    if not error < np.inf:
+        return np.float32(-np.inf)
+    return np.float32(reached - error)
+
+
+@njit(nogil=True, cache=True)
+def scan_products(  # noqa: PLR0912
+    scan: Scan,
+    plan: AffinePlan | StoredPlan,
+    start: Int,
+    end: Int,
+    size: Int,
+    reached: Float,
+    top_sum: Float,
+    top_magnitude: Float,
+) -> tuple[Int, Int]:
+    """Offer products ``start`` to ``end``, of the list or of all, to a heap of ``size``.
+
+    ``reached`` is a score known to be reached by k products, or -inf; ``top_sum`` the sum of the
+    rows' best scores and ``top_magnitude`` that of their absolute values. Returns where to go on,
+    past all products if none further on can be better, and the heap's new size.
+    """
+    k = scan.heap_scores.shape[0]
+    sums, labels, bitmap = scan.sums, scan.labels, scan.bitmap
+    by_list = scan.listed.shape[0] > 0
+    n = scan.scores.shape[0]
+    for chunk in range(start, end, CHUNK):
+        if size == k and scan.heap_scores[0] >= top_sum:
+            return 2**62, size  # a tie with the worst kept comes after it: classes rise
+        length = min(CHUNK, end - chunk)
+        for f in range(length):
+            labels[f] = scan.listed[chunk + f] if by_list else np.uint32(chunk + f)
+            sums[f] = 0.0
+        _add(scan, plan, chunk, length, sums)
+        if bitmap.shape[0] > 0:
+            for f in range(length):
+                label = labels[f]
+                if not (bitmap[label >> np.uint32(3)] >> np.uint8(label & np.uint32(7))) & 1:
+                    sums[f] = -np.inf
+        least = reached
+        if size == k:
+            least = max(least, scan.heap_scores[0])
+        elif length >= k:
+            for f in range(length):
+                scan.spare[f] = sums[f] if sums[f] == sums[f] else np.float32(-np.inf)
+            chunk_least = np.float64(kth_largest(scan.spare, length, k))
+            least = max(least, np.float64(_least(n, chunk_least, top_sum, top_magnitude)))
+        least32 = _least(n, least, top_sum, top_magnitude)
+        for f in range(length):
+            if sums[f] < least32:
+                continue
+            label = np.int64(labels[f])
+            if bitmap.shape[0] > 0 and not (bitmap[label >> 3] >> (label & 7)) & 1:
+                continue
+            total = _exact(scan, plan, label)
+            if size < k or total > scan.heap_scores[0]:
+                size = heap_push(scan.heap_scores, scan.heap_classes, size, total, label)
+                if size == k and scan.heap_scores[0] > least:
+                    least = scan.heap_scores[0]
+                    least32 = _least(n, least, top_sum, top_magnitude)
+    return end, size

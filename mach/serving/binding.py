@@ -1,0 +1,74 @@
+"""Opening ports, and telling which were opened."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import tempfile
+from pathlib import Path
+
+import grpc
+
+from mach.errors import ConfigError
+from mach.serving.settings import split_address
+
+__all__ = ["bind", "write_ready_file"]
+
+
+def _probe(flag: str, address: str, reuse_port: bool) -> None:
+    """Bind and release the address: the system's reason is clearer than gRPC's."""
+    try:
+        host, port = split_address(address)
+        family, kind, protocol, _, where = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if reuse_port:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            probe.bind(where)
+            if not reuse_port:
+                probe.listen()  # with SO_REUSEADDR alone a second bind() may pass
+    except OSError as error:
+        raise ConfigError(f"{flag} {address}: {error.strerror or error}") from error
+
+
+def bind(server: grpc.aio.Server, flag: str, address: str, reuse_port: bool) -> str:
+    """Open a server's port; the one place that will know of credentials.
+
+    Args:
+        server: not started yet.
+        flag: what named the address, for messages.
+        address: HOST:PORT or unix:PATH.
+        reuse_port: whether others may listen on it too.
+
+    Returns:
+        The address, its port resolved.
+
+    Raises:
+        ConfigError: if it cannot be bound.
+    """
+    is_unix = address.startswith("unix:")
+    if not is_unix:
+        _probe(flag, address, reuse_port)
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise ConfigError(f"{flag} {address}: the address cannot be bound") from error
+    return address if is_unix else f"{address.rpartition(':')[0]}:{port}"
+
+
+def write_ready_file(path: Path, addresses: dict[str, str | None]) -> None:
+    """Write the addresses bound, and the process id, as JSON.
+
+    Raises:
+        ConfigError: if it cannot be written.
+    """
+    content = json.dumps({**addresses, "pid": os.getpid()}) + "\n"
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            file.write(content)
+        Path(file.name).replace(path)
+    except OSError as error:
+        raise ConfigError(f"--ready-file {path}: {error.strerror or error}") from error

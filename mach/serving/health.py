@@ -1,0 +1,80 @@
+"""``grpc.health.v1``: whether a server can answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+__all__ = ["LIVENESS", "Health"]
+
+_Status = health_pb2.HealthCheckResponse
+
+#: The name that is SERVING for as long as the process answers at all: for what would restart
+#: it, such as Kubernetes' liveness probe, which must not act because a shard is away.
+LIVENESS = "liveness"
+
+
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # has no stubs
+    """NOT_SERVING until :meth:`set_serving`, and for ever after :meth:`close`.
+
+    The server as a whole (the empty name) and its services share that state; :data:`LIVENESS`
+    is always SERVING. Unlike the servicer that comes with gRPC it ends its watches on
+    :meth:`close`, so that they do not hold up a drain.
+    """
+
+    def __init__(self, services: Iterable[str] = ()) -> None:
+        self._names = {"", LIVENESS, *services}
+        self._serving = False
+        self._closed = False
+        self._changed = asyncio.Event()
+
+    @property
+    def serving(self) -> bool:
+        """Whether clients are told SERVING."""
+        return self._serving
+
+    def set_serving(self, serving: bool) -> None:
+        """Tell clients; call it on the event loop. Without effect once closed."""
+        if not self._closed and serving != self._serving:
+            self._serving = serving
+            self._notify()
+
+    def close(self) -> None:
+        """NOT_SERVING for good; watches end once they have been told."""
+        self._serving = False
+        self._closed = True
+        self._notify()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _status(self, name: str) -> int:
+        if name not in self._names:
+            return int(_Status.SERVICE_UNKNOWN)
+        serving = self._serving or name == LIVENESS
+        return int(_Status.SERVING if serving else _Status.NOT_SERVING)
+
+    async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - named by the protocol
+        """The state now; NOT_FOUND for a service that is not here."""
+        if request.service not in self._names:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no service {request.service!r} here")
+        return _Status(status=self._status(request.service))
+
+    async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802
+        """The state now and after each change."""
+        last = None
+        while True:
+            changed = self._changed
+            status = self._status(request.service)
+            if status != last:
+                await context.write(_Status(status=status))
+                last = status
+                continue  # the write took time: look again before waiting
+            if self._closed:
+                return
+            await changed.wait()

@@ -1,0 +1,267 @@
+"""The life of a server process: bind, load, serve, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
+
+from mach.errors import ConfigError, UserError
+from mach.serving.admin import ADMIN_SERVICE, AdminServicer
+from mach.serving.binding import bind, write_ready_file
+from mach.serving.bundles import BundleHost
+from mach.serving.health import Health
+from mach.serving.interceptors import ErrorInterceptor, MetricsInterceptor
+from mach.serving.logs import configure_logging
+from mach.serving.metrics import ServerMetrics, new_registry, start_metrics_server
+from mach.serving.options import server_options
+from mach.serving.settings import ServingSettings, load_settings
+from mach.v1 import admin_pb2_grpc
+
+__all__ = ["Service", "main", "run", "serve"]
+
+_logger = logging.getLogger(__name__)
+_HEALTH_SERVICE: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+
+
+class Service(ABC):
+    """What a process serves. All methods are called on the event loop."""
+
+    #: Full names of the gRPC services, such as ``mach.v1.ShardService``.
+    names: Sequence[str]
+    #: The bundles that the admin service switches between; None where there are none.
+    bundles: BundleHost[Any] | None = None
+
+    @abstractmethod
+    def register(self, server: grpc.aio.Server) -> None:
+        """Add the servicers. Called before anything is loaded."""
+
+    @abstractmethod
+    async def start(self, health: Health) -> None:
+        """Load and warm up, then ``health.set_serving(True)``, now or later, once or often.
+
+        The port is open meanwhile and health is NOT_SERVING: servicers raise ``Unavailable``.
+        A ``UserError`` ends the process with its sentence and exit code 2.
+        """
+
+    async def drain(self) -> None:  # noqa: B027 - most services have no long-lived calls
+        """End long-lived calls once they have answered what they accepted.
+
+        No new call arrives; calls in flight get ``drain_seconds`` from here on.
+        """
+
+    async def close(self) -> None:  # noqa: B027
+        """Release what :meth:`start` acquired. No call is in flight any more."""
+
+
+class _Stop:
+    """Set by the first SIGTERM or SIGINT; ``now`` by the second."""
+
+    def __init__(self) -> None:
+        self.requested = asyncio.Event()
+        self.now = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self.requested.is_set():
+            self.now.set()
+        else:
+            _logger.info("%s: draining", number.name)
+            self.requested.set()
+
+    def close(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+async def serve(
+    service: Service,
+    settings: ServingSettings,
+    registry: CollectorRegistry,
+    *,
+    reuse_port: bool = False,
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+) -> None:
+    """Serve until SIGTERM or SIGINT, then drain.
+
+    Args:
+        service: what to serve.
+        settings: where and how.
+        registry: what the metrics port shows.
+        reuse_port: let other processes listen on the same port, each taking some connections.
+        interceptors: run inside the error and metrics interceptors, in this order.
+
+    Raises:
+        ConfigError: if an address cannot be bound.
+        UserError: what :meth:`Service.start` raises.
+    """
+    around = [
+        MetricsInterceptor(ServerMetrics(registry)),
+        ErrorInterceptor(),
+        *interceptors,
+    ]
+
+    def new_server(names: Sequence[str], reuse_port: bool) -> grpc.aio.Server:
+        server = grpc.aio.server(
+            interceptors=around,
+            options=server_options(
+                max_message_bytes=settings.max_message_bytes,
+                reuse_port=reuse_port,
+                max_connection_age=settings.max_connection_age_seconds,
+                connection_grace=settings.drain_seconds,
+            ),
+            maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(health, server)
+        if settings.reflection:
+            shown = (*names, _HEALTH_SERVICE, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(shown, server)
+        return server
+
+    health = Health(service.names)
+    server = new_server(service.names, reuse_port)
+    service.register(server)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(server.stop, 0)
+        addresses: dict[str, str | None] = {
+            "listen": bind(server, "--listen", settings.listen, reuse_port),
+            "metrics": None,
+            "admin": None,
+        }
+        if settings.metrics_listen is not None:
+            addresses["metrics"], close = start_metrics_server(settings.metrics_listen, registry)
+            stack.callback(close)
+        if settings.admin_listen is not None:
+            if service.bundles is None:
+                raise ConfigError("--admin-listen: this server has no bundles to switch between")
+            admin = new_server([ADMIN_SERVICE], False)
+            stack.push_async_callback(admin.stop, 0)
+            admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(service.bundles), admin)
+            addresses["admin"] = bind(admin, "--admin-listen", settings.admin_listen, False)
+            await admin.start()
+        stop = _Stop()
+        stack.callback(stop.close)
+        await server.start()
+        if settings.ready_file is not None:
+            write_ready_file(settings.ready_file, addresses)
+        _logger.info(
+            "listening on %s, metrics on %s",
+            addresses["listen"],
+            addresses["metrics"] or "no port",
+        )
+        stack.push_async_callback(service.close)
+        await _run_until_stopped(service, health, stop)
+        await _drain(server, service, health, stop, settings.drain_seconds)
+        _logger.info("stopped")
+
+
+async def _run_until_stopped(service: Service, health: Health, stop: _Stop) -> None:
+    starting = asyncio.create_task(service.start(health))
+    stopping = asyncio.create_task(stop.requested.wait())
+    try:
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            # What is alive now lives as long as the process: a collection that walks it all
+            # again and again stops the event loop for tens of milliseconds each time.
+            gc.collect()
+            gc.freeze()
+            await stopping
+    finally:
+        for task in (starting, stopping):
+            task.cancel()
+        await asyncio.gather(starting, stopping, return_exceptions=True)
+
+
+async def _drain(
+    server: grpc.aio.Server, service: Service, health: Health, stop: _Stop, seconds: float
+) -> None:
+    health.close()
+    stopped = asyncio.create_task(server.stop(seconds))
+    draining = asyncio.create_task(service.drain())
+    at_once = asyncio.create_task(stop.now.wait())
+    try:
+        await asyncio.wait({stopped, at_once}, return_when=asyncio.FIRST_COMPLETED)
+        if not stopped.done():
+            _logger.warning("second signal: calls in flight are cancelled")
+            await server.stop(0)
+        await stopped
+    finally:
+        at_once.cancel()
+        draining.cancel()
+        results = await asyncio.gather(draining, at_once, return_exceptions=True)
+        if isinstance(results[0], Exception):
+            _logger.error("draining failed", exc_info=results[0])
+
+
+S = TypeVar("S", bound=ServingSettings)
+
+
+def run(
+    settings: S,
+    factory: Callable[[S, CollectorRegistry], Service],
+    *,
+    component: str,
+    reuse_port: bool = False,
+) -> int:
+    """Serve in this process with settings at hand; returns the exit code.
+
+    Args:
+        settings: where and how.
+        factory: makes the service, on the event loop.
+        component: ``shard_server`` or ``aggregator``: for metrics and messages.
+        reuse_port: see :func:`serve`.
+    """
+    configure_logging(settings.log_level, settings.log_format)
+    registry = new_registry(component)
+
+    async def main() -> None:
+        await serve(factory(settings, registry), settings, registry, reuse_port=reuse_port)
+
+    try:
+        asyncio.run(main())
+    except UserError as error:
+        if settings.log_format == "json":
+            _logger.error("%s", error)
+        else:
+            print(f"{component}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except Exception:
+        _logger.exception("%s failed", component)
+        return 1
+    return 0
+
+
+def main(
+    settings_class: type[S],
+    factory: Callable[[S, CollectorRegistry], Service],
+    *,
+    component: str,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """What ``python -m`` of a server does; returns the exit code.
+
+    A wrong flag, a port in use, a bundle that cannot be served: one sentence on stderr and 2.
+    """
+    try:
+        settings = load_settings(settings_class, argv, program=f"python -m {component}")
+    except ConfigError as error:
+        print(f"{component}: {error}", file=sys.stderr)
+        return 2
+    return run(settings, factory, component=component)

@@ -1,0 +1,225 @@
+"""Copying bundles: published whole, and hashed before they are used."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from mach.bundle import MANIFEST_FILE, Bundle, FileEntry, Manifest, hash_file, parse_manifest
+from mach.errors import BundleError, ConfigError, Unavailable
+from mach.files import write_atomically
+from mach.store.locations import Location, open_location
+
+__all__ = ["fetch", "link", "push"]
+
+_BLOCK = 1 << 20
+#: A manifest names at most some thousand files; more than this is not one.
+_MAX_MANIFEST_BYTES = 16 << 20
+#: A partial file that nobody has written to for so long was left by a process that died.
+_ABANDONED_SECONDS = 3600.0
+_PART = ".part"
+
+Progress = Callable[[str, int, int], None]
+
+
+def _no_progress(name: str, done: int, total: int) -> None:
+    pass
+
+
+def push(bundle: Bundle, store: str, *, workers: int = 4, progress: Progress = _no_progress) -> str:
+    """Publish a bundle as ``store/<version>``.
+
+    Files that are there already with the same length are kept: they are named for their
+    content by the version above them. The manifest goes last.
+
+    Args:
+        bundle: what to publish; every file is hashed first.
+        store: path or URL of the place that holds bundles.
+        workers: files copied at once.
+        progress: called with a file's name, its bytes done and its length: once for every
+            file at the start, then from any thread.
+
+    Returns:
+        The bundle's own location.
+
+    Raises:
+        BundleError: if the bundle is corrupt.
+        ConfigError: if the URL cannot be understood.
+        Unavailable: if the store does not take it.
+    """
+    bundle.verify(bundle.manifest.files)
+    target = open_location(store).child(bundle.version)
+    files = {name: entry.size for name, entry in bundle.manifest.files.items()}
+    manifest_path = bundle.path / MANIFEST_FILE
+    if _published(target, bundle.manifest):
+        return target.name
+    for name, size in files.items():
+        progress(name, 0, size)
+
+    def copy(name: str) -> None:
+        if target.size(name) != files[name]:
+            target.put(bundle.path / name, name)
+            if (size := target.size(name)) != files[name]:
+                raise Unavailable(f"{target.name}/{name} has {size} bytes after {files[name]}")
+        progress(name, files[name], files[name])
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(copy, files))
+    target.put(manifest_path, MANIFEST_FILE)
+    return target.name
+
+
+def _published(target: Location, manifest: Manifest) -> bool:
+    """Whether the bundle is there; a manifest of another version there is an error."""
+    if target.size(MANIFEST_FILE) is None:
+        return False
+    there = _read_manifest(target)
+    if there.version != manifest.version:
+        raise BundleError(f"{target.name} holds version {there.version} under the wrong name")
+    return all(target.size(name) == entry.size for name, entry in there.files.items())
+
+
+def _read_manifest(location: Location) -> Manifest:
+    with location.open(MANIFEST_FILE) as file:
+        data = file.read(_MAX_MANIFEST_BYTES + 1)
+    if len(data) > _MAX_MANIFEST_BYTES:
+        raise BundleError(f"{location.name}/{MANIFEST_FILE} is too long to be a manifest")
+    return parse_manifest(data, f"{location.name}/{MANIFEST_FILE}")
+
+
+def fetch(
+    location: str,
+    cache: Path,
+    *,
+    version: str | None = None,
+    files: Callable[[Manifest], Iterable[str]] | None = None,
+    workers: int = 4,
+    progress: Progress = _no_progress,
+) -> Path:
+    """Copy a bundle, or some files of it, to ``cache/<version>`` unless it is there.
+
+    What is there is hashed too, so what this returns is what the manifest says. A fetch that
+    is cut off is continued by the next; two at once do not disturb each other. The manifest
+    appears last: a directory without one is not a bundle yet.
+
+    Args:
+        location: path or URL of the bundle (where its ``manifest.json`` is).
+        cache: a directory for bundles; made where missing.
+        version: the version that is expected. Where the cache holds it complete, the location
+            is not asked at all.
+        files: which files are needed; all by default.
+        workers: files copied at once.
+        progress: called with a file's name, its bytes done and its length: once for every
+            file at the start, then from any thread.
+
+    Returns:
+        The bundle's directory, for :meth:`Bundle.open`.
+
+    Raises:
+        BundleError: if there is no bundle, or not this version, or a file is not what the
+            manifest says.
+        ConfigError: if the URL cannot be understood.
+        Unavailable: if the store does not answer.
+    """
+    source = open_location(location)
+    manifest = _cached_manifest(cache, version) or _read_manifest(source)
+    if version is not None and manifest.version != version:
+        raise BundleError(f"{source.name} holds version {manifest.version}, not {version}")
+    target = cache / manifest.version
+    target.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(target)
+    names = list(manifest.files if files is None else files(manifest))
+    for name in names:
+        progress(name, 0, manifest.files[name].size)
+
+    def copy(name: str) -> None:
+        entry = manifest.files[name]
+        if not _is_intact(target / name, entry):
+            _download(source, name, entry, target, progress)
+        progress(name, entry.size, entry.size)
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(copy, names))
+    if _cached_manifest(cache, manifest.version) is None:
+        write_atomically(target / MANIFEST_FILE, manifest.to_json())
+    return target
+
+
+def _cached_manifest(cache: Path, version: str | None) -> Manifest | None:
+    if version is None:
+        return None
+    path = cache / version / MANIFEST_FILE
+    with contextlib.suppress(OSError, BundleError):
+        manifest = parse_manifest(path.read_bytes(), str(path))
+        if manifest.version == version:
+            return manifest
+    with contextlib.suppress(OSError):
+        path.unlink()  # damaged: the one fetched now takes its place
+    return None
+
+
+def _is_intact(path: Path, entry: FileEntry) -> bool:
+    try:
+        return path.stat().st_size == entry.size and hash_file(path) == entry
+    except OSError:
+        return False
+
+
+def _download(
+    source: Location, name: str, entry: FileEntry, target: Path, progress: Progress
+) -> None:
+    descriptor, part = tempfile.mkstemp(prefix=f".{name}.", suffix=_PART, dir=target)
+    try:
+        digest, done = hashlib.sha256(), 0
+        with os.fdopen(descriptor, "wb") as writer:
+            for block in _blocks(source, name, entry.size):
+                digest.update(block)
+                writer.write(block)
+                done += len(block)
+                progress(name, done, entry.size)
+            writer.flush()
+            os.fsync(writer.fileno())
+        if done != entry.size or digest.hexdigest() != entry.sha256:
+            raise BundleError(f"{source.name}/{name} differs from the manifest: it is corrupt")
+        Path(part).chmod(0o644)
+        Path(part).replace(target / name)
+    except BaseException:
+        Path(part).unlink(missing_ok=True)
+        raise
+
+
+def _blocks(source: Location, name: str, size: int) -> Iterator[bytes]:
+    """Blocks of a file, and no more than one beyond ``size``: it may be endless."""
+    done = 0
+    with source.open(name) as reader:
+        while done <= size and (block := reader.read(_BLOCK)):
+            done += len(block)
+            yield block
+
+
+def _remove_abandoned(directory: Path) -> None:
+    for part in directory.glob(f".*{_PART}"):
+        with contextlib.suppress(OSError):  # another process may have been first
+            if time.time() - part.stat().st_mtime > _ABANDONED_SECONDS:
+                part.unlink()
+
+
+def link(bundle: Path, at: Path) -> None:
+    """Make ``at`` a symbolic link to a bundle's directory, in place of one that is there.
+
+    Raises:
+        ConfigError: if something else than a link is there.
+    """
+    if at.exists() and not at.is_symlink():
+        raise ConfigError(f"{at} exists and is not a link")
+    at.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{at.name}.", dir=at.parent) as directory:
+        temporary = Path(directory) / at.name
+        temporary.symlink_to(bundle.resolve())
+        temporary.replace(at)

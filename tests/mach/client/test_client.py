@@ -1,0 +1,323 @@
+"""Both clients against a scripted server."""
+
+import asyncio
+import inspect
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import numpy as np
+import pytest
+from google.protobuf import struct_pb2
+
+from mach.client import (
+    AsyncMachClient,
+    Coverage,
+    FleetDescription,
+    MachClient,
+    Product,
+    RepetitionScore,
+    SearchResult,
+    ShardState,
+    Timings,
+)
+from mach.errors import (
+    DeadlineExceeded,
+    InvalidInput,
+    MachError,
+    Overloaded,
+    Unauthenticated,
+    Unavailable,
+    VersionMismatch,
+    VersionNotFound,
+)
+from mach.features import SparseBatch
+from mach.v1 import search_pb2, search_pb2_grpc
+from mach.wire import sparse_from_proto
+
+
+class Scripted(search_pb2_grpc.SearchServiceServicer):
+    """Answers with the query as a product's id, after the failures it was given."""
+
+    def __init__(self):
+        self.failures = []
+        self.seen = []
+        self.seconds = 0.0
+
+    def _result(self, query):
+        attributes = struct_pb2.Struct()
+        attributes.update({"title": "T", "price": 2.5, "tags": ["a", None], "in": {"x": True}})
+        product = search_pb2.Product(
+            product_id=query.text or "features",
+            score=-1.5,
+            attributes=attributes,
+            explanation=[search_pb2.RepetitionScore(repetition=1, bucket=7, log_probability=-0.5)],
+        )
+        coverage = search_pb2.Coverage(
+            answered=3,
+            total=5,
+            missing=[
+                search_pb2.MissingRepetition(repetition=0, reason=1),
+                search_pb2.MissingRepetition(repetition=4, reason=77),
+            ],
+        )
+        return search_pb2.SearchResult(
+            products=[product, search_pb2.Product(product_id="plain", score=-2)], coverage=coverage
+        )
+
+    def _fail(self, request, context):
+        self.seen.append((request, context.time_remaining()))
+        time.sleep(self.seconds)
+        if self.failures:
+            code, details, *trailing = self.failures.pop(0)
+            context.set_trailing_metadata(trailing)
+            context.abort(code, details)
+
+    _timings = search_pb2.Timings(featurize_us=1, queue_us=2, shards_us=3, merge_us=4, total_us=11)
+
+    def Search(self, request, context):
+        self._fail(request, context)
+        return search_pb2.SearchResponse(
+            result=self._result(request.query), bundle_version="v1", timings=self._timings
+        )
+
+    def SearchBatch(self, request, context):
+        self._fail(request, context)
+        return search_pb2.SearchBatchResponse(
+            results=[self._result(query) for query in request.queries],
+            bundle_version="v1",
+            timings=self._timings,
+        )
+
+    def DescribeFleet(self, request, context):
+        self._fail(request, context)
+        return search_pb2.DescribeFleetResponse(
+            bundle_version="v1",
+            num_products=9,
+            num_repetitions=5,
+            num_buckets=4,
+            num_features=3,
+            max_k=2,
+            max_batch_size=1,
+            shards=[
+                search_pb2.ShardState(
+                    address="a:1", repetitions=[0, 1], bundle_version="v0", message="no"
+                )
+            ],
+        )
+
+
+@pytest.fixture
+def served():
+    server = grpc.server(ThreadPoolExecutor(4))
+    servicer = Scripted()
+    search_pb2_grpc.add_SearchServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield servicer, f"127.0.0.1:{port}"
+    server.stop(0).wait()
+
+
+@pytest.fixture
+def script(served):
+    return served[0]
+
+
+@pytest.fixture(params=["sync", "asyncio"])
+def call(request, served, script):
+    """Calls a method of either client: ``call("search", "red lamp", k=3)``."""
+    address = served[1]
+
+    def call(method, *args, client_options=None, **kwargs):
+        if request.param == "sync":
+            with MachClient(address, **(client_options or {})) as client:
+                return getattr(client, method)(*args, **kwargs)
+
+        async def ask():
+            async with AsyncMachClient(address, **(client_options or {})) as client:
+                return await getattr(client, method)(*args, **kwargs)
+
+        return asyncio.run(ask())
+
+    return call
+
+
+def expected(text):
+    return SearchResult(
+        products=(
+            Product(
+                text,
+                -1.5,
+                {"title": "T", "price": 2.5, "tags": ["a", None], "in": {"x": True}},
+                (RepetitionScore(1, 7, -0.5),),
+            ),
+            Product("plain", -2.0),
+        ),
+        coverage=Coverage(3, 5, {0: "timeout", 4: "77"}),
+        bundle_version="v1",
+        timings=Timings(1, 2, 3, 4, 11),
+    )
+
+
+def test_search(call, script):
+    result = call("search", "red lamp")
+    assert result == expected("red lamp")
+    assert not result.coverage.complete
+    (request, remaining), *_ = script.seen
+    assert request.options.k == 10
+    assert 0.5 < remaining < 1.1
+
+
+def test_every_option_is_sent(call, script):
+    call(
+        "search",
+        "red lamp",
+        3,
+        minimum_repetitions=2,
+        attributes=True,
+        explain=True,
+        bundle_version="v1",
+        filter="price < 50",
+        allowed=["a", "b"],
+        blocked=("c",),
+        timeout=9.0,
+    )
+    (request, remaining), *_ = script.seen
+    assert request == search_pb2.SearchRequest(
+        query=search_pb2.Query(text="red lamp"),
+        options=search_pb2.SearchOptions(
+            k=3,
+            minimum_repetitions=2,
+            include_attributes=True,
+            explain=True,
+            bundle_version="v1",
+            filter="price < 50",
+            allowed_product_ids=["a", "b"],
+            blocked_product_ids=["c"],
+        ),
+    )
+    assert 8 < remaining < 9.1
+
+
+def test_batch(call, script):
+    row = SparseBatch(np.array([3], np.int32), np.ones(1, np.float32), np.array([0, 1], np.int32))
+    results = call("search_batch", iter(["red", row, "blue"]), k=2)
+    assert results == [expected("red"), expected("features"), expected("blue")]
+    sent = sparse_from_proto(script.seen[0][0].queries[1].features, 10)
+    assert sent.indices.tolist() == [3]
+    assert script.seen[0][0].options.k == 2
+
+
+def test_describe(call):
+    assert call("describe") == FleetDescription(
+        "v1", 9, 5, 4, 3, 2, 1, (ShardState("a:1", (0, 1), "v0", False, "no"),)
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (grpc.StatusCode.INVALID_ARGUMENT, InvalidInput),
+        (grpc.StatusCode.NOT_FOUND, VersionNotFound),
+        (grpc.StatusCode.FAILED_PRECONDITION, VersionMismatch),
+        (grpc.StatusCode.UNAVAILABLE, Unavailable),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, Overloaded),
+        (grpc.StatusCode.UNAUTHENTICATED, Unauthenticated),
+        (grpc.StatusCode.INTERNAL, MachError),
+    ],
+)
+@pytest.mark.parametrize("method", ["search", "search_batch", "describe"])
+def test_a_status_is_an_exception(call, script, code, kind, method):
+    script.failures = [(code, "options.k: is wrong")]
+    arguments = {"search": ["a"], "search_batch": [["a"]], "describe": []}[method]
+    with pytest.raises(MachError) as caught:
+        call(method, *arguments)
+    assert type(caught.value) is kind
+    assert str(caught.value) == "options.k: is wrong"
+    if kind is InvalidInput:
+        assert caught.value.field == "options.k"
+
+
+@pytest.mark.parametrize(("pushback", "milliseconds"), [("70", 70), ("-1", 50), ("x", 50)])
+def test_push_back_is_told(call, script, pushback, milliseconds):
+    failure = (grpc.StatusCode.RESOURCE_EXHAUSTED, "full", ("grpc-retry-pushback-ms", pushback))
+    script.failures = [failure]
+    with pytest.raises(Overloaded) as caught:
+        call("search", "a")
+    assert caught.value.retry_after_ms == milliseconds
+
+
+def test_time_passes(call, script):
+    script.seconds = 0.3
+    with pytest.raises(DeadlineExceeded):
+        call("search", "a", timeout=0.05)
+    with pytest.raises(DeadlineExceeded):
+        call("search", "a", client_options={"timeout": 0.05})
+
+
+def test_nobody_there(script):
+    with MachClient("127.0.0.1:1") as client, pytest.raises(Unavailable):
+        client.search("a")
+
+
+def test_retries_where_told_to(call, script):
+    unavailable = (grpc.StatusCode.UNAVAILABLE, "restarting")
+    script.failures = [unavailable, unavailable]
+    assert call("search", "a", client_options={"max_attempts": 3}).bundle_version == "v1"
+    assert len(script.seen) == 3
+    script.failures, script.seen = [unavailable], []
+    with pytest.raises(Unavailable, match="restarting"):
+        call("search", "a")
+    assert len(script.seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "field"),
+    [
+        (["a"], {"k": 0}, "options.k"),
+        (["a"], {"k": 2**40}, "options"),
+        (["a"], {"minimum_repetitions": -1}, "options"),
+        ([7], {}, "query"),
+        ([None], {}, "query"),
+        (["\ud800"], {}, "query.text"),
+    ],
+)
+def test_mistakes_that_cannot_be_sent(call, script, arguments, options, field):
+    with pytest.raises(InvalidInput) as caught:
+        call("search", *arguments, **options)
+    assert caught.value.field == field
+    assert script.seen == []
+
+
+def test_mistakes_in_a_batch_are_named(call):
+    with pytest.raises(InvalidInput) as caught:
+        call("search_batch", ["a", 3])
+    assert caught.value.field == "queries[1]"
+    with pytest.raises(InvalidInput, match="got one text"):
+        call("search_batch", "a")
+
+
+@pytest.mark.parametrize("client", [MachClient, AsyncMachClient])
+@pytest.mark.parametrize("attempts", [0, 6])
+def test_attempts_have_a_range(client, attempts):
+    with pytest.raises(InvalidInput, match="max_attempts"):
+        client("127.0.0.1:1", max_attempts=attempts)
+
+
+@pytest.mark.parametrize("method", ["__init__", "search", "search_batch", "describe"])
+def test_both_clients_take_the_same(method):
+    sync = inspect.signature(getattr(MachClient, method))
+    other = inspect.signature(getattr(AsyncMachClient, method))
+    assert sync.parameters == other.parameters
+
+
+def test_a_client_is_shared_between_threads(served, script):
+    with MachClient(served[1], timeout=10) as client, ThreadPoolExecutor(8) as threads:
+        texts = [f"query {number}" for number in range(100)]
+        for text, result in zip(texts, threads.map(client.search, texts), strict=True):
+            assert result.products[0].product_id == text
+
+
+def test_results_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        expected("a").products = ()

@@ -1,0 +1,131 @@
+"""The table: both directions, both kinds, on disk and back."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from mach.errors import BundleError, InvalidInput
+from mach.hashing import UniversalHash
+from mach.merge import BucketTable, ProductSet, TopK
+from mach.merge.reference import reference_top_k
+
+K, B, R = 2000, 30, 3
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def hashed():
+    hashing = UniversalHash.draw(K, B, R, 5)
+    return BucketTable.from_hash(hashing, K), hashing.table()
+
+
+def assigned(buckets=B):
+    full = np.random.default_rng(2).integers(0, buckets, (R, K))
+    return BucketTable.from_assignment(full, buckets), full
+
+
+@pytest.mark.parametrize("make", [hashed, assigned])
+def test_both_directions(make):
+    table, full = make()
+    classes = np.array([0, 7, K - 1, 7])
+    np.testing.assert_array_equal(table.rows(classes), full[:, classes].T)
+    np.testing.assert_array_equal(table.columns(), full)
+    for repetition in range(R):
+        found = table.members_of(repetition, np.array([0, B - 1]))
+        expected = np.flatnonzero(np.isin(full[repetition], [0, B - 1]))
+        np.testing.assert_array_equal(np.sort(found), expected)
+
+
+@pytest.mark.parametrize("make", [hashed, assigned, lambda: assigned(70_000)])
+def test_saved_and_mapped(make, tmp_path):
+    table, full = make()
+    path = tmp_path / "buckets"
+    table.save(path)
+    mapped = BucketTable.open(path)
+    assert (mapped.num_classes, mapped.num_buckets, mapped.num_repetitions) == (
+        K,
+        table.num_buckets,
+        R,
+    )
+    np.testing.assert_array_equal(mapped.columns(), full)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["buckets"]
+    scores = np.random.default_rng(0).normal(size=(R, table.num_buckets)).astype(np.float32)
+    result = TopK(mapped).search(scores, 9)
+    np.testing.assert_array_equal(result.classes, reference_top_k(scores, full, 9)[0])
+
+
+def test_the_table_takes_two_bytes_a_product_and_repetition_or_none():
+    assert assigned()[0].assignment.nbytes == 2 * K * R
+    assert assigned(70_000)[0].dtype == np.uint32
+    large = BucketTable.from_hash(UniversalHash.draw(10**8, 20_000, 32, 0), 10**8)
+    assert large.nbytes < 10_000
+
+
+@pytest.mark.parametrize("make", [hashed, assigned])
+def test_a_damaged_file_is_refused(make, tmp_path):
+    path = tmp_path / "buckets"
+    make()[0].save(path)
+    whole = path.read_bytes()
+    for damaged in (b"", b"nonsense", whole[:12], whole[:40], b"X" + whole[1:]):
+        path.write_bytes(damaged)
+        with pytest.raises(BundleError, match="buckets"):
+            BucketTable.open(path)
+
+
+def test_a_file_cut_short_is_refused(tmp_path):
+    path = tmp_path / "buckets"
+    assigned()[0].save(path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(BundleError, match="cut short"):
+        BucketTable.open(path)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(BundleError, match="No such file"):
+        BucketTable.open(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [np.zeros(5, np.int64), np.zeros((2, 5)), np.full((2, 5), -1), np.zeros((0, 5), np.int64)],
+)
+def test_an_assignment_that_is_none_is_refused(assignment):
+    with pytest.raises(InvalidInput, match=r"^assignment: "):
+        BucketTable.from_assignment(assignment, 10)
+
+
+def test_classes_out_of_range_have_no_rows():
+    with pytest.raises(InvalidInput):
+        hashed()[0].rows(np.array([K]))
+
+
+def test_one_engine_serves_several_threads():
+    table, full = hashed()
+    engine = TopK(table)
+    scores = np.random.default_rng(1).normal(size=(40, R, B)).astype(np.float32)
+    allowed = ProductSet.from_mask(np.arange(K) % 2 == 0)
+    barrier = threading.Barrier(4)
+
+    def search(part):
+        barrier.wait(60)
+        return [
+            engine.search(one, 10, allowed=allowed if i % 2 else None, repetitions=[0, 2][: i % 3])
+            if i % 3
+            else engine.search(np.ascontiguousarray(one), 10)
+            for i, one in part
+        ]
+
+    numbered = [(i, one[: i % 3] if i % 3 else one) for i, one in enumerate(scores)]
+    with ThreadPoolExecutor(4) as pool:
+        parts = list(pool.map(search, [numbered[t::4] for t in range(4)]))
+    for t, part in enumerate(parts):
+        for (i, one), result in zip(numbered[t::4], part, strict=True):
+            rows = np.array([0, 2][: i % 3]) if i % 3 else None
+            mask = np.arange(K) % 2 == 0 if i % 3 and i % 2 else None
+            expected, sums = reference_top_k(one, full, 10, rows, mask)
+            np.testing.assert_array_equal(result.classes, expected)
+            np.testing.assert_array_equal(result.scores, sums)

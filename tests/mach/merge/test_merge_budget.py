@@ -1,0 +1,84 @@
+"""A search within a budget says what it did not look at, and is right about it."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mach.errors import InvalidInput
+from mach.hashing import UniversalHash
+from mach.merge import BucketTable, TopK, WorkBudget, _search
+from mach.merge.reference import reference_scores, reference_top_k
+from mach.merge.simulate import flat, trained_like
+
+K, B, R = 40_000, 200, 8
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture(scope="module")
+def table():
+    hashing = UniversalHash.draw(K, B, R, 1)
+    return BucketTable.from_hash(hashing, K), hashing.table()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    most=st.integers(1, 400_000),
+    kind=st.sampled_from(["trained-like", "flat"]),
+    walk=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_the_bound_holds(table, most, kind, walk, seed):
+    table, full = table
+    rng = np.random.default_rng(seed)
+    draw = flat if kind == "flat" else trained_like
+    scores = draw(table, 1, rng)[0]
+    with mock.patch.multiple(
+        _search, _WALK_FIXED=-1.0 if walk else 1e18, _WALK_BUCKET=0.0, _WALK_SHARE=1e18
+    ):
+        result = TopK(table, warm=False).search(scores, 20, budget=WorkBudget(max_candidates=most))
+    sums = reference_scores(scores, full)
+    np.testing.assert_array_equal(result.scores, sums[result.classes])
+    assert len(np.unique(result.classes)) == len(result.classes)
+    order = np.lexsort((result.classes, -result.scores))
+    np.testing.assert_array_equal(order, np.arange(len(order)))
+    best, best_sums = reference_top_k(scores, full, 20)
+    if result.proven:
+        np.testing.assert_array_equal(result.classes, best)
+    else:
+        # Whatever belongs among the best and is missing does not exceed the bound.
+        missing = ~np.isin(best, result.classes)
+        assert not missing.any() or best_sums[missing].max() <= result.bound
+    # Steps are walked to their end: the budget is exceeded by at most one.
+    assert result.candidates <= max(2 * most, most + K)
+
+
+def test_a_budget_that_suffices_changes_nothing(table):
+    table, full = table
+    scores = trained_like(table, 1, np.random.default_rng(0))[0]
+    result = TopK(table).search(scores, 20, budget=WorkBudget(max_candidates=10**9, seconds=60))
+    assert result.proven
+    np.testing.assert_array_equal(result.classes, reference_top_k(scores, full, 20)[0])
+
+
+def test_no_time_left_returns_at_once_with_what_there_is(table):
+    table, full = table
+    scores = flat(table, 1, np.random.default_rng(0))[0]
+    with mock.patch.object(_search, "_SLICE_PRODUCTS", 4096):
+        result = TopK(table).search(scores, 20, budget=WorkBudget(seconds=1e-9))
+    assert not result.proven
+    assert result.candidates < K
+    assert reference_top_k(scores, full, 1)[1][0] <= result.bound
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"max_candidates": 0}, {"seconds": 0.0}, {"seconds": float("nan")}]
+)
+def test_a_budget_of_nothing_is_refused(arguments):
+    with pytest.raises(InvalidInput):
+        WorkBudget(**arguments)

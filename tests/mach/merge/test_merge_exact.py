@@ -1,0 +1,237 @@
+"""Every engine returns what scoring every product returns: same products, order and scores."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mach.errors import InvalidInput
+from mach.hashing import UniversalHash
+from mach.merge import BucketTable, MergeRule, ProductSet, TopK, _search
+from mach.merge._plan import BY_BITS
+from mach.merge.reference import reference_top_k
+
+# The first test compiles, which takes a while on a busy machine.
+pytestmark = pytest.mark.timeout(900)
+
+
+def log_softmax(x):
+    x = x - x.max(axis=-1, keepdims=True)
+    return (x - np.log(np.exp(x).sum(axis=-1, keepdims=True))).astype(np.float32)
+
+
+def draw_scores(kind, rng, repetitions, buckets):
+    """Additive scores (r, B), float32, of the distributions a search may meet."""
+    shape = (repetitions, buckets)
+    if kind == "equal":
+        return np.full(shape, np.float32(rng.normal()))
+    if kind == "flat":
+        return log_softmax(rng.normal(size=shape) * 0.1)
+    if kind == "peaked":
+        return log_softmax(rng.standard_t(1.5, size=shape) * 2)
+    if kind == "quantised":  # 8-bit log-probabilities: exact ties everywhere
+        return (np.round(log_softmax(rng.normal(size=shape) * 3) * 4) / 4).astype(np.float32)
+    if kind == "probabilities":
+        return np.exp(log_softmax(rng.standard_t(1.5, size=shape) * 2))
+    if kind == "two levels":
+        return rng.integers(0, 2, shape).astype(np.float32)
+    if kind == "infinite":
+        scores = log_softmax(rng.normal(size=shape) * 3)
+        scores[rng.random(shape) < 0.5] = -np.inf
+        return scores
+    if kind == "huge":
+        return (rng.normal(size=shape) * 10.0 ** rng.integers(-30, 30, shape)).astype(np.float32)
+    if kind == "zero":
+        return np.zeros(shape, np.float32)
+    raise AssertionError(kind)
+
+
+KINDS = [
+    "equal",
+    "flat",
+    "peaked",
+    "quantised",
+    "probabilities",
+    "two levels",
+    "infinite",
+    "huge",
+    "zero",
+]
+
+
+def make_table(family, rng, classes, buckets, repetitions):
+    """A table and its (R, K) buckets."""
+    if family == "hash":
+        hashing = UniversalHash.draw(classes, buckets, repetitions, int(rng.integers(1 << 30)))
+        return BucketTable.from_hash(hashing, classes), hashing.table()
+    if family == "skewed":  # most products in few buckets, many buckets empty
+        assignment = np.minimum(rng.geometric(0.3, (repetitions, classes)) - 1, buckets - 1)
+    else:
+        assignment = rng.integers(0, buckets, (repetitions, classes))
+    return BucketTable.from_assignment(assignment, buckets), assignment
+
+
+def search(table, scores, k, *, walk, **options):
+    """Search by walking, however few the products, or by scanning."""
+    with mock.patch.multiple(
+        _search,
+        _WALK_FIXED=-1.0 if walk else 1e18,
+        _WALK_BUCKET=0.0,
+        _WALK_SHARE=1e18,
+        _WALK_MOST=1e18,
+    ):
+        return TopK(table, warm=False).search(scores, k, **options)
+
+
+def check(result, expected_classes, expected_scores):
+    np.testing.assert_array_equal(result.classes, expected_classes)
+    np.testing.assert_array_equal(result.scores, expected_scores)
+    assert result.proven
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    family=st.sampled_from(["hash", "random", "skewed"]),
+    kind=st.sampled_from(KINDS),
+    classes=st.integers(1, 3000),
+    buckets=st.integers(1, 200),
+    repetitions=st.integers(1, 8),
+    k=st.integers(1, 40),
+    subset=st.booleans(),
+    walk=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_agrees_with_scoring_every_product(
+    family, kind, classes, buckets, repetitions, k, subset, walk, seed
+):
+    rng = np.random.default_rng(seed)
+    table, full = make_table(family, rng, classes, buckets, repetitions)
+    chosen = np.arange(repetitions)
+    if subset:
+        chosen = np.sort(rng.permutation(repetitions)[: rng.integers(1, repetitions + 1)])
+    scores = draw_scores(kind, rng, len(chosen), buckets)
+    result = search(table, scores, k, walk=walk, repetitions=chosen)
+    check(result, *reference_top_k(scores, full, k, chosen))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    family=st.sampled_from(["hash", "random", "skewed"]),
+    kind=st.sampled_from(KINDS),
+    selectivity=st.sampled_from([0.0, 0.001, 0.01, 0.1, 0.5, 0.9, 0.999, 1.0]),
+    k=st.integers(1, 40),
+    walk=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_restricted_to_a_set(family, kind, selectivity, k, walk, seed):
+    rng = np.random.default_rng(seed)
+    classes, buckets, repetitions = 2000, 50, 4
+    table, full = make_table(family, rng, classes, buckets, repetitions)
+    mask = rng.random(classes) < selectivity
+    scores = draw_scores(kind, rng, repetitions, buckets)
+    result = search(table, scores, k, walk=walk, allowed=ProductSet.from_mask(mask))
+    check(result, *reference_top_k(scores, full, k, allowed=mask))
+
+
+@pytest.mark.parametrize("family", ["hash", "random"])
+@pytest.mark.parametrize("exponent", [0.0, 0.25, 0.5, 1.0])
+def test_every_merge_rule(exponent, family):
+    rng = np.random.default_rng(7)
+    table, full = make_table(family, rng, 20_000, 300, 8)
+    log_probabilities = log_softmax(rng.standard_t(1.5, size=(8, 300)) * 2)
+    scores = MergeRule(exponent).transform(log_probabilities)
+    for walk in (False, True):
+        result = search(table, scores, 100, walk=walk)
+        check(result, *reference_top_k(scores, full, 100))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    buckets=st.integers(20, 70),
+    repetitions=st.integers(1, 6),
+    k=st.integers(1, 200),
+    selectivity=st.sampled_from([None, 0.01, 0.5]),
+    seed=st.integers(0, 2**31),
+)
+def test_buckets_of_many_products(kind, buckets, repetitions, k, selectivity, seed):
+    """Large buckets intersect by bit vector."""
+    rng = np.random.default_rng(seed)
+    table, full = make_table("hash", rng, 30_000, buckets, repetitions)
+    assert table.num_classes / buckets >= BY_BITS
+    scores = draw_scores(kind, rng, repetitions, buckets)
+    mask, allowed = None, None
+    if selectivity is not None:
+        mask = rng.random(30_000) < selectivity
+        allowed = ProductSet.from_mask(mask)
+    result = search(table, scores, k, walk=True, allowed=allowed)
+    check(result, *reference_top_k(scores, full, k, allowed=mask))
+
+
+def test_a_search_over_peaked_scores_looks_at_few_products():
+    rng = np.random.default_rng(11)
+    table, full = make_table("hash", rng, 300_000, 3000, 16)
+    related = rng.integers(0, 300_000, 300)
+    scores = rng.normal(size=(16, 3000))
+    for repetition in range(16):
+        scores[repetition, full[repetition, related]] += 5
+    scores = log_softmax(scores)
+    result = search(table, scores, 50, walk=True)
+    check(result, *reference_top_k(scores, full, 50))
+    assert result.candidates < 16 * 300_000 / 20
+    assert result.bound < result.scores[-1]
+    seen = np.isin(np.arange(300_000), result.classes)
+    best_unseen = reference_top_k(scores, full, 1, allowed=~seen)[1][0]
+    assert best_unseen <= result.scores[-1]
+
+
+def test_more_buckets_than_classes_and_k_at_least_classes():
+    rng = np.random.default_rng(3)
+    table, full = make_table("hash", rng, 10, 1000, 3)
+    scores = draw_scores("peaked", rng, 3, 1000)
+    result = TopK(table).search(scores, 50)
+    assert len(result.classes) == 10
+    check(result, *reference_top_k(scores, full, 50))
+
+
+def test_a_batch_is_the_queries_one_by_one():
+    rng = np.random.default_rng(5)
+    table, full = make_table("hash", rng, 5000, 100, 4)
+    scores = np.stack([draw_scores(kind, rng, 4, 100) for kind in KINDS])
+    for one, result in zip(scores, TopK(table).search_batch(scores, 20), strict=True):
+        check(result, *reference_top_k(one, full, 20))
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"scores": np.full((3, 20), np.nan, np.float32)}, "scores"),
+        ({"scores": np.full((3, 20), np.inf, np.float32)}, "scores"),
+        ({"scores": np.zeros((2, 20), np.float32)}, "scores"),
+        ({"scores": np.zeros((3, 21), np.float32)}, "scores"),
+        ({"k": 0}, "k"),
+        ({"repetitions": np.array([0, 0, 1])}, "repetitions"),
+        ({"repetitions": np.array([0, 1, 3])}, "repetitions"),
+        ({"repetitions": np.array([-1, 1, 2])}, "repetitions"),
+        ({"repetitions": np.array([], np.int64)}, "repetitions"),
+        ({"allowed": ProductSet.from_mask(np.ones(99, np.bool_))}, "allowed"),
+    ],
+)
+def test_mistakes_are_refused(change, field):
+    table, _ = make_table("hash", np.random.default_rng(0), 100, 20, 3)
+    arguments = {"scores": np.zeros((3, 20), np.float32), "k": 5, **change}
+    with pytest.raises(InvalidInput) as raised:
+        TopK(table).search(**arguments)
+    assert raised.value.field == field
+
+
+def test_one_nan_among_many_is_found():
+    table, _ = make_table("hash", np.random.default_rng(0), 100, 20, 3)
+    scores = np.zeros((3, 20), np.float32)
+    scores[1, 7] = np.nan
+    with pytest.raises(InvalidInput, match="NaN"):
+        TopK(table).search(scores, 5)

@@ -1,0 +1,286 @@
+"""Publishing and fetching bundles: whole or not at all, verified, from the cache if it can."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from mach.bundle import MANIFEST_FILE, Bundle, files_for, repetition_file
+from mach.errors import BundleError, ConfigError, InvalidInput, Unavailable
+from mach.store import fetch, link, open_location, push
+
+
+@pytest.fixture(params=["path", "file", "memory"])
+def store(request, tmp_path):
+    """A place for bundles, as a path or URL."""
+    if request.param == "memory":
+        yield (url := f"memory://{uuid.uuid4()}")
+        fsspec.filesystem("memory").rm(url, recursive=True)
+    else:
+        path = tmp_path / "a store"
+        yield str(path) if request.param == "path" else path.as_uri()
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_what_is_pushed_is_fetched(tiny_bundle, store, tmp_path):
+    location = push(tiny_bundle, store)
+    assert location == f"{store}/{tiny_bundle.version}"
+    path = fetch(location, tmp_path / "cache")
+    assert path == tmp_path / "cache" / tiny_bundle.version
+    fetched, original = contents(path), contents(tiny_bundle.path)
+    assert {n: b for n, b in fetched.items() if n != MANIFEST_FILE} == {
+        n: b for n, b in original.items() if n != MANIFEST_FILE
+    }
+    assert Bundle.open(path).manifest == tiny_bundle.manifest
+    Bundle.open(path).verify()
+
+
+def test_a_push_of_what_is_there_writes_nothing(tiny_bundle, tmp_path):
+    location = Path(push(tiny_bundle, str(tmp_path / "store")))
+    before = {path.name: path.stat().st_mtime_ns for path in location.iterdir()}
+    assert push(tiny_bundle, str(tmp_path / "store")) == str(location)
+    assert {path.name: path.stat().st_mtime_ns for path in location.iterdir()} == before
+
+
+def test_a_push_that_was_cut_off_is_completed(tiny_bundle, tmp_path):
+    location = Path(push(tiny_bundle, str(tmp_path / "store")))
+    (location / MANIFEST_FILE).unlink()
+    (location / "catalog.arrow").unlink()
+    (location / "buckets.bin").write_bytes(b"short")
+    push(tiny_bundle, str(tmp_path / "store"))
+    Bundle.open(location).verify()
+
+
+def test_a_corrupt_bundle_is_not_pushed(tiny_bundle, tmp_path):
+    copy = shutil.copytree(tiny_bundle.path, tmp_path / "copy")
+    damage(copy / "catalog.arrow")
+    with pytest.raises(BundleError, match=r"catalog\.arrow differs"):
+        push(Bundle.open(copy), str(tmp_path / "store"))
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_push_that_fails_leaves_no_manifest(tiny_bundle, tmp_path, monkeypatch):
+    put = MemoryFileSystem.put_file
+
+    def failing(self, source, target, **options):
+        if target.endswith("catalog.arrow"):
+            raise OSError("the disk is on fire")
+        return put(self, source, target, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", failing)
+    url = f"memory://{uuid.uuid4()}"
+    with pytest.raises(Unavailable, match=r"catalog\.arrow: the disk is on fire"):
+        push(tiny_bundle, url)
+    with pytest.raises(BundleError, match=r"there is no manifest\.json at memory://"):
+        fetch(f"{url}/{tiny_bundle.version}", tmp_path)
+
+
+def test_another_version_under_the_name_is_refused(tiny_bundle, tmp_path):
+    location = Path(push(tiny_bundle, str(tmp_path / "store")))
+    wrong = location.rename(tmp_path / "store" / ("0" * 64))
+    with pytest.raises(BundleError, match=f"{tiny_bundle.version}, not 0000"):
+        fetch(str(wrong), tmp_path / "cache", version="0" * 64)
+
+
+def damage(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def lengthen(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"x" * (3 << 20))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("harm", [damage, lengthen, truncate])
+@pytest.mark.parametrize("name", ["catalog.arrow", "repetition-001.onnx"])
+def test_a_corrupt_file_is_refused_and_leaves_nothing(tiny_bundle, tmp_path, harm, name):
+    location = Path(push(tiny_bundle, str(tmp_path / "store")))
+    harm(location / name)
+    with pytest.raises(BundleError, match=f"{name} differs from the manifest"):
+        fetch(str(location), tmp_path / "cache")
+    target = tmp_path / "cache" / tiny_bundle.version
+    assert not (target / name).exists()
+    assert not (target / MANIFEST_FILE).exists()
+    assert not list(target.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "is not valid JSON"),
+        (b'{"format": 99}', "bundle format 99"),
+        (b" " * (17 << 20), "too long"),
+        (b'{"format": 1}', "Field required"),
+    ],
+)
+def test_what_is_no_manifest_is_refused(tmp_path, content, message):
+    (tmp_path / MANIFEST_FILE).write_bytes(content)
+    with pytest.raises(BundleError, match=message):
+        fetch(str(tmp_path), tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_cache_is_used_without_asking_the_store(tiny_bundle, tmp_path):
+    location = push(tiny_bundle, str(tmp_path / "store"))
+    path = fetch(location, tmp_path / "cache", version=tiny_bundle.version)
+    shutil.rmtree(tmp_path / "store")
+    assert fetch(location, tmp_path / "cache", version=tiny_bundle.version) == path
+    with pytest.raises(BundleError, match=r"there is no manifest\.json"):
+        fetch(location, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("name", ["catalog.arrow", "manifest.json", "repetition-000.onnx"])
+def test_a_damaged_cache_is_mended(tiny_bundle, tmp_path, name):
+    location = push(tiny_bundle, str(tmp_path / "store"))
+    path = fetch(location, tmp_path / "cache")
+    (path / name).write_bytes(b"nonsense")
+    assert fetch(location, tmp_path / "cache", version=tiny_bundle.version) == path
+    Bundle.open(path).verify()
+
+
+def test_a_shard_fetches_its_own_models_and_another_adds_to_them(tiny_bundle, tmp_path):
+    location = push(tiny_bundle, str(tmp_path / "store"))
+
+    def files(repetitions):
+        return lambda manifest: files_for(manifest, "shard", repetitions)
+
+    path = fetch(location, tmp_path / "cache", files=files([1]))
+    assert set(contents(path)) == {MANIFEST_FILE, "features.arrow", repetition_file(1)}
+    assert fetch(location, tmp_path / "cache", files=files([2, 1])) == path
+    assert set(contents(path)) == {
+        MANIFEST_FILE,
+        "features.arrow",
+        repetition_file(1),
+        repetition_file(2),
+    }
+    with pytest.raises(InvalidInput, match="repetition: 9 is not in the bundle"):
+        fetch(location, tmp_path / "cache", files=files([9]))
+
+
+def test_an_aggregator_fetches_no_model(tiny_bundle):
+    names = files_for(tiny_bundle.manifest, "aggregator")
+    assert set(names) == {"buckets.bin", "catalog.arrow", "features.arrow"}
+    assert set(files_for(tiny_bundle.manifest, "all")) == set(tiny_bundle.manifest.files)
+    assert set(files_for(tiny_bundle.manifest, "shard")) == {
+        "features.arrow",
+        *(repetition_file(r) for r in range(tiny_bundle.manifest.num_repetitions)),
+    }
+
+
+def test_two_fetches_at_once_agree(tiny_bundle, tmp_path):
+    location = push(tiny_bundle, str(tmp_path / "store"))
+    results: list[Path | Exception] = []
+
+    def work():
+        try:
+            results.append(fetch(location, tmp_path / "cache"))
+        except Exception as error:
+            results.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [tmp_path / "cache" / tiny_bundle.version] * 6
+    Bundle.open(results[0]).verify()
+    assert not list(results[0].glob(".*"))
+
+
+def test_parts_of_dead_processes_are_removed_and_those_of_others_kept(tiny_bundle, tmp_path):
+    location = push(tiny_bundle, str(tmp_path / "store"))
+    target = tmp_path / "cache" / tiny_bundle.version
+    target.mkdir(parents=True)
+    old, fresh = target / ".catalog.arrow.a.part", target / ".catalog.arrow.b.part"
+    old.write_bytes(b"old")
+    fresh.write_bytes(b"fresh")
+    os.utime(old, (time.time() - 7200,) * 2)
+    fetch(location, tmp_path / "cache")
+    assert not old.exists()
+    assert fresh.exists()
+
+
+def test_a_store_that_fails_in_the_middle_is_unavailable(tiny_bundle, tmp_path, monkeypatch):
+    location = push(tiny_bundle, f"memory://{uuid.uuid4()}")
+    filesystem = fsspec.filesystem("memory")
+    opened = type(filesystem).open
+
+    class Broken:
+        def read(self, size):
+            raise TimeoutError("read timed out")
+
+        def close(self):
+            pass
+
+    def breaking(self, path, *arguments, **options):
+        if path.endswith("catalog.arrow"):
+            return Broken()
+        return opened(self, path, *arguments, **options)
+
+    monkeypatch.setattr(type(filesystem), "open", breaking)
+    with pytest.raises(Unavailable, match=r"catalog\.arrow: read timed out"):
+        fetch(location, tmp_path / "cache")
+    monkeypatch.undo()
+    path = fetch(location, tmp_path / "cache")  # goes on where the first one stopped
+    Bundle.open(path).verify()
+
+
+def test_a_full_disk_is_not_the_stores_fault(tiny_bundle, tmp_path, monkeypatch):
+    location = push(tiny_bundle, f"memory://{uuid.uuid4()}")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mach.store.transfer.os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        fetch(location, tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [
+        ("nosuchscheme://bucket/x", "nosuchscheme"),
+        ("file://host/path", "three slashes"),
+        ("adl://x/y", "adlfs|adl"),
+    ],
+)
+def test_a_scheme_that_cannot_be_used_is_named(location, message):
+    with pytest.raises(ConfigError, match=message):
+        open_location(location)
+
+
+def test_without_the_extra_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "fsspec.core", None)
+    with pytest.raises(ConfigError, match=r"mach-fleet\[store\]"):
+        open_location("s3://bucket/x")
+    open_location("/a/path")
+
+
+def test_a_link_is_replaced_and_nothing_else_is(tmp_path):
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.mkdir()
+    second.mkdir()
+    at = tmp_path / "run" / "bundle"
+    link(first, at)
+    assert at.resolve() == first
+    link(second, at)
+    assert at.resolve() == second
+    assert [path.name for path in at.parent.iterdir()] == ["bundle"]
+    with pytest.raises(ConfigError, match="is not a link"):
+        link(first, second)

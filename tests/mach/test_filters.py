@@ -1,0 +1,153 @@
+"""The filter language: against Python's own operators, and its mistakes by the character."""
+
+import datetime
+from contextlib import suppress
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mach.errors import InvalidInput
+from mach.filters import parse_filter
+
+ROWS = [
+    {"category": "drills", "price": 49.5, "stock": 3, "in_stock": True, "it's": "a"},
+    {"category": "saws", "price": 120.0, "stock": 0, "in_stock": False, "it's": 'say "b"'},
+    {"category": "drills", "price": None, "stock": 7, "in_stock": True, "it's": "c"},
+    {"category": None, "price": 5.0, "stock": None, "in_stock": None, "it's": None},
+]
+TABLE = pa.Table.from_pylist(ROWS).append_column(
+    "since", pa.array([datetime.date(2024, month, 1) for month in (1, 2, 3, 4)])
+)
+TABLE = TABLE.append_column("color", pa.array(["red", "red", "blue", None]).dictionary_encode())
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ('category = "drills"', [0, 2]),
+        ("category = 'drills' AND in_stock", [0, 2]),
+        ('category="drills" and price < 50', [0]),
+        ("price < 50 OR price >= 120", [0, 1, 3]),
+        ("NOT in_stock", [1]),
+        ("not (price < 50)", [1]),
+        ("in_stock = false", [1]),
+        ('category != "drills"', [1]),
+        ('category <> "drills"', [1]),
+        ('category IN ("saws", "lamps")', [1]),
+        ('category NOT IN ("saws")', [0, 2]),
+        ("stock IN (3, 7)", [0, 2]),
+        ("price IS NULL", [2]),
+        ("category IS NOT NULL", [0, 1, 2]),
+        ("stock > 2.5", [0, 2]),
+        ("price > 1e2", [1]),
+        ("stock > -1", [0, 1, 2]),
+        ('`it\'s` = "say ""b"""', [1]),
+        ("`it's` = 'say \"b\"'", [1]),
+        ('since >= "2024-03-01"', [2, 3]),
+        ('color = "red"', [0, 1]),
+        ("in_stock OR price < 50 AND stock IS NULL", [0, 2, 3]),
+        ("(in_stock OR price < 50) AND stock IS NULL", [3]),
+        ("NOT in_stock OR in_stock", [0, 1, 2]),
+        ("in_stock AND NOT\n category = 'saws'", [0, 2]),
+    ],
+)
+def test_conditions(text, rows):
+    assert np.flatnonzero(parse_filter(text).evaluate(TABLE)).tolist() == rows
+
+
+@pytest.mark.parametrize(
+    ("text", "character", "says"),
+    [
+        ("", 1, "ends too early"),
+        ("price <", 8, "ends too early"),
+        ("price < 50 AND", 15, "ends too early"),
+        ("price < < 50", 9, "cannot read"),
+        ("price < 50)", 11, "cannot read"),
+        ("(price < 50", 12, "ends too early"),
+        ('category = "drills', 12, "cannot read"),
+        ("price = 5 6", 11, "cannot read"),
+        ("categry = 'x'", 1, "no attribute categry; there are category"),
+        ("price < 1 AND nope", 15, "no attribute nope"),
+        ("price = 'cheap'", 9, "price holds numbers"),
+        ("category = 5", 12, "category holds text"),
+        ("in_stock = 1", 12, "in_stock holds true or false"),
+        ("category", 1, "category holds text"),
+        ("since > 'yesterday'", 9, "is no date"),
+        ("price @ 5", 7, "cannot read"),
+    ],
+)
+def test_mistakes_point_at_the_character(text, character, says):
+    with pytest.raises(InvalidInput, match=rf"filter: at character {character}: .*{says}"):
+        parse_filter(text).evaluate(TABLE)
+
+
+def test_depth_is_bounded():
+    for text in ("(" * 5000 + "in_stock" + ")" * 5000, "not " * 5000 + "in_stock"):
+        with pytest.raises(InvalidInput, match="nested"):
+            parse_filter(text)
+    nested = "(" * 50 + "in_stock" + ")" * 50
+    assert parse_filter(nested).evaluate(TABLE).sum() == 2
+    many = " OR ".join(["in_stock"] * 500)
+    assert parse_filter(many).evaluate(TABLE).sum() == 2
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_read_or_refused(text):
+    with suppress(InvalidInput):
+        mask = parse_filter(text).evaluate(TABLE)
+        assert mask.dtype == np.bool_
+        assert len(mask) == len(ROWS)
+
+
+def kleene(tree, row):
+    """What the language's description says, in Python: True, False or None."""
+    kind, *parts = tree
+    if kind == "compare":
+        name, operator, value = parts
+        have = row[name]
+        return None if have is None else {"<": have < value, "=": have == value}[operator]
+    if kind == "not":
+        met = kleene(parts[0], row)
+        return None if met is None else not met
+    left, right = (kleene(part, row) for part in parts)
+    if kind == "and":
+        return False if False in (left, right) else None if None in (left, right) else True
+    return True if True in (left, right) else None if None in (left, right) else False
+
+
+def write(tree):
+    kind, *parts = tree
+    if kind == "compare":
+        return "{} {} {}".format(*parts)
+    if kind == "not":
+        return f"NOT ({write(parts[0])})"
+    return f"({write(parts[0])}) {kind.upper()} ({write(parts[1])})"
+
+
+leaves = st.tuples(
+    st.just("compare"),
+    st.sampled_from(["price", "stock"]),
+    st.sampled_from(["<", "="]),
+    st.sampled_from([0, 3, 5.0, 49.5, 50]),
+)
+trees = st.recursive(
+    leaves,
+    lambda inner: st.one_of(
+        st.tuples(st.just("not"), inner),
+        st.tuples(st.sampled_from(["and", "or"]), inner, inner),
+    ),
+    max_leaves=8,
+)
+
+
+@given(trees)
+def test_logic_is_that_of_sql(tree):
+    expected = [kleene(tree, row) is True for row in ROWS]
+    assert parse_filter(write(tree)).evaluate(TABLE).tolist() == expected
+
+
+def test_an_empty_catalog():
+    assert parse_filter("price < 5").evaluate(TABLE.slice(0, 0)).tolist() == []
