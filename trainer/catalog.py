@@ -1,0 +1,213 @@
+"""The catalog of a run, from a file or from the log, and the way from product id to class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+import xxhash
+from numpy.typing import NDArray
+
+from mach.bundle.catalog import ID_COLUMN
+from mach.errors import DataError
+from mach.hashing import MAX_CLASSES
+from trainer.interactions import SkipReport, read_interactions
+from trainer.tables import DELIMITERS, csv_error, file_format, json_rows, open_binary
+
+__all__ = ["TITLE_COLUMN", "ClassIndex", "catalog_from_log", "read_catalog"]
+
+_CHUNK = 65_536
+#: Shown with results, and used as a training query.
+TITLE_COLUMN = "title"
+
+
+def read_catalog(path: Path) -> pa.Table:
+    """Read a catalog, all of it: column ``product_id`` (as text) and any others.
+
+    Raises:
+        DataError: if the file cannot be read, the column is missing, or an id is missing,
+            empty or repeated; the message names the row.
+    """
+    kind, compression = file_format(path)
+    try:
+        if kind == "parquet":
+            table = pq.read_table(path)
+        else:
+            with open_binary(path, compression) as stream:
+                table = (
+                    _read_jsonl(path, stream) if kind == "jsonl" else _read_csv(path, stream, kind)
+                )
+    except (pa.ArrowException, OSError, EOFError) as error:
+        message = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(path, f"cannot be read: {message}") from error
+    if table.column_names.count(ID_COLUMN) != 1:
+        names = ", ".join(table.column_names)
+        raise DataError(path, f"needs one column {ID_COLUMN}, and has {names}")
+    if not table.num_rows:
+        raise DataError(path, "has no rows")
+    if table.num_rows > MAX_CLASSES:
+        raise DataError(path, f"has more than {MAX_CLASSES} products")
+    ids = _ids(path, table[ID_COLUMN])
+    table = table.set_column(table.column_names.index(ID_COLUMN), ID_COLUMN, ids)
+    _check_text(path, table)
+    return table
+
+
+def _check_text(path: Path, table: pa.Table) -> None:
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        if name == TITLE_COLUMN and not (text or pa.types.is_null(kind)):
+            raise DataError(path, f"column {name} is {kind}, it must be text")
+        if text:
+            try:
+                column.validate(full=True)
+            except pa.ArrowInvalid as error:
+                raise DataError(path, f"column {name} is not UTF-8 text: {error}") from error
+
+
+def _read_csv(path: Path, stream: pa.NativeFile, kind: str) -> pa.Table:
+    try:
+        return pyarrow.csv.read_csv(
+            stream,
+            read_options=pyarrow.csv.ReadOptions(use_threads=False),  # so that errors tell rows
+            parse_options=pyarrow.csv.ParseOptions(
+                delimiter=DELIMITERS[kind], newlines_in_values=True
+            ),
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types={ID_COLUMN: pa.string(), TITLE_COLUMN: pa.string()},
+                strings_can_be_null=True,
+                null_values=[""],
+            ),
+        )
+    except pa.ArrowInvalid as error:
+        raise csv_error(path, str(error), 1) from error
+
+
+def _read_jsonl(path: Path, stream: pa.NativeFile) -> pa.Table:
+    tables = []
+    rows = json_rows(path, stream)
+    while chunk := list(islice(rows, _CHUNK)):
+        names = dict.fromkeys(name for _, row in chunk for name in row)
+        tables.append(pa.table({name: _json_column(path, name, chunk) for name in names}))
+    if not tables:
+        raise DataError(path, "has no rows")
+    return pa.concat_tables(tables, promote_options="permissive")
+
+
+def _json_column(path: Path, name: str, chunk: list[tuple[int, dict[str, Any]]]) -> pa.Array:
+    values = [row.get(name) for _, row in chunk]
+    if name == ID_COLUMN:
+        values = [
+            str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+            for value in values
+        ]
+    try:
+        return pa.array(values, pa.string() if name in (ID_COLUMN, TITLE_COLUMN) else None)
+    except (pa.ArrowException, TypeError, OverflowError, UnicodeError) as error:
+        kind: type = str if name in (ID_COLUMN, TITLE_COLUMN) else type(None)
+        for (number, _), value in zip(chunk, values, strict=True):
+            kind = type(value) if kind is type(None) else kind
+            if value is not None and type(value) is not kind:
+                needed = "text or a whole number" if name == ID_COLUMN else kind.__name__
+                raise DataError(
+                    path, f"{name} is {type(value).__name__}, it must be {needed}", number
+                ) from error
+        raise DataError(path, f"column {name} cannot be read: {error}") from error
+
+
+def _ids(path: Path, column: pa.ChunkedArray) -> pa.Array:
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if pa.types.is_floating(kind) or pa.types.is_nested(kind) or pa.types.is_boolean(kind):
+        raise DataError(path, f"column {ID_COLUMN} is {kind}, it must be text or whole numbers")
+    try:
+        ids = column.cast(pa.large_string()).combine_chunks()
+        if isinstance(ids, pa.ChunkedArray):  # an older Arrow keeps one chunk as chunked
+            ids = pa.concat_arrays(ids.chunks)
+        ids.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise DataError(path, f"column {ID_COLUMN} is not UTF-8 text: {error}") from error
+    blank = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(ids), ""), True)
+    if (row := pc.index(blank, True).as_py()) >= 0:
+        raise DataError(path, f"{ID_COLUMN} is missing", row + 1)
+    if pc.count_distinct(ids).as_py() < len(ids):
+        order = pc.sort_indices(ids)
+        sorted_ids = ids.take(order)
+        same = pc.equal(sorted_ids.slice(1), sorted_ids.slice(0, len(ids) - 1))
+        row = order[pc.index(same, True).as_py() + 1].as_py()
+        raise DataError(path, f"{ID_COLUMN} {ids[row].as_py()!r} occurs more than once", row + 1)
+    return ids
+
+
+def catalog_from_log(paths: Sequence[Path]) -> pa.Table:
+    """A catalog of the products that occur in a log; its memory grows with their number only.
+
+    Raises:
+        DataError: as :func:`read_interactions`, or if no product occurs.
+    """
+    known = pa.array([], pa.large_string())
+    pending: list[pa.Array] = []
+    size = 0
+    for batch in read_interactions(paths, SkipReport()):
+        pending.append(pc.unique(batch.products).cast(pa.large_string()))
+        size += len(pending[-1])
+        if size > max(1_000_000, len(known)):  # so that merging costs a constant per product
+            known, pending, size = pc.unique(pa.concat_arrays([known, *pending])), [], 0
+    known = pc.unique(pa.concat_arrays([known, *pending]))
+    if not len(known):
+        raise DataError(paths[0], "no row has a query and a product")
+    return pa.table({ID_COLUMN: known})
+
+
+class ClassIndex:
+    """Class of a product id, exactly, in 12 bytes a product beside the ids themselves.
+
+    Ids are found by a 64-bit hash and then compared, so a colliding unknown id is unknown.
+    """
+
+    def __init__(self, ids: Any) -> None:
+        """Index ``ids``, an Arrow array of distinct texts; class i is ``ids[i]``."""
+        self._ids = ids
+        self._seed = 0
+        while True:  # two known ids with one hash: not once in a million runs with 1e6 products
+            hashes = self._hash(ids)
+            order = np.argsort(hashes)
+            self._hashes = hashes[order]
+            if len(ids) < 2 or (self._hashes[1:] != self._hashes[:-1]).all():
+                break
+            self._seed += 1
+        self._classes = order.astype(np.int32)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def _hash(self, texts: Any) -> NDArray[np.uint64]:
+        hashes = np.empty(len(texts), np.uint64)
+        digest, seed = xxhash.xxh3_64_intdigest, self._seed
+        for start in range(0, len(texts), _CHUNK):
+            part = texts.slice(start, _CHUNK).to_pylist()
+            hashes[start : start + len(part)] = np.fromiter(
+                (digest(text.encode(), seed) for text in part), np.uint64, len(part)
+            )
+        return hashes
+
+    def lookup(self, ids: pa.Array) -> NDArray[np.int32]:
+        """Classes of ``ids``, int32 of the same length; -1 where an id is not known."""
+        if not len(ids):
+            return np.empty(0, np.int32)
+        encoded = ids.dictionary_encode()
+        distinct = encoded.dictionary
+        hashes = self._hash(distinct)
+        at = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
+        classes = self._classes[at]
+        same = pc.equal(self._ids.take(pa.array(classes)), distinct.cast(pa.large_string()))
+        classes = np.where(same.to_numpy(zero_copy_only=False), classes, -1).astype(np.int32)
+        result: NDArray[np.int32] = classes[encoded.indices.to_numpy()]
+        return result

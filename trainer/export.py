@@ -1,0 +1,215 @@
+"""The ONNX file of one repetition, built node by node: small, pinned, nothing traced.
+
+Inputs ``indices`` int32 and ``values`` float32, both (batch, width) with padding of value 0;
+output ``log_probabilities`` float32 (batch, B). The graph::
+
+    rows    = Gather(embedding, indices)            (batch, width, H)
+    summed  = values (batch, 1, width) × rows       (batch, H)
+    hidden  = Relu(summed + hidden_bias)
+    output  = LogSoftmax(hidden × output^T + output_bias)
+
+Weights are stored in one of three ways, everything else is float32:
+
+- ``none``: float32.
+- ``fp16``: both matrices float16. Gathered rows are widened after the gather, so the
+  embedding stays half as large in memory; the output matrix is widened once, at load.
+- ``int8``: symmetric, from -127 to 127, a scale per embedding row and per bucket. Embedding
+  rows are widened after the gather. The output layer multiplies integers: hidden units,
+  which are not negative, become unsigned 7-bit numbers with a scale per query. Per query, so
+  that an answer does not depend on what else is in the batch (``DynamicQuantizeLinear`` takes
+  one scale for all). 7 bits, because CPUs with AVX2 and without VNNI add pairs of products in
+  saturating 16 bits: 2 × 127 × 127 fits, 2 × 255 × 127 does not.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from mach.errors import ConfigError
+from mach.hashing import UniversalHash
+
+__all__ = ["Weights", "build_model", "check_size", "quantize_rows", "write_model"]
+
+OPSET = 17
+_IR_VERSION = 8
+_FORMAT = 1
+_ITEM_BYTES = {"none": 4, "fp16": 2, "int8": 1}
+#: A protobuf message is below 2 GiB; some room is left for the rest of the graph.
+_MAX_BYTES = 2**31 - 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """A trained classifier.
+
+    Attributes:
+        embedding: float32, shape (F, H).
+        hidden_bias: float32, shape (H,).
+        output: float32, shape (B, H).
+        output_bias: float32, shape (B,).
+    """
+
+    embedding: NDArray[np.float32]
+    hidden_bias: NDArray[np.float32]
+    output: NDArray[np.float32]
+    output_bias: NDArray[np.float32]
+
+
+def check_size(num_features: int, hidden: int, num_buckets: int, quantization: str) -> None:
+    """Refuse, before any training, a model that no ONNX file can hold.
+
+    Raises:
+        ConfigError: if it would not fit in 2 GiB.
+    """
+    size = (num_features + num_buckets) * (hidden * _ITEM_BYTES[quantization] + 8)
+    if size > _MAX_BYTES:
+        raise ConfigError(
+            f"a repetition of {num_features:,} features × {hidden} hidden units is "
+            f"{size / 2**30:.1f} GiB, and an ONNX file holds less than 2: lower hidden or "
+            "max_features, raise min_count, or choose quantization fp16 or int8"
+        )
+
+
+def quantize_rows(
+    matrix: NDArray[np.float32],
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Rows as int8 and their scales: ``matrix ≈ codes * scales[:, None]``, codes within ±127."""
+    scales = np.maximum(np.abs(matrix).max(axis=1), np.float32(1e-30)) / np.float32(127)
+    codes = np.rint(matrix / scales[:, None]).astype(np.int8)
+    return codes, scales
+
+
+class _Graph:
+    """Collects nodes and constants."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def constant(self, name: str, array: NDArray[Any]) -> str:
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        return name
+
+    def add(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(op, inputs, [output], output, **attributes))
+        return output
+
+
+def _summed(graph: _Graph, weights: Weights, quantization: str) -> str:
+    values = "values"
+    if quantization == "int8":
+        codes, scales = quantize_rows(weights.embedding)
+        graph.constant("embedding", codes)
+        graph.constant("embedding_scales", scales)
+        gathered = graph.add("Gather", ["embedding_scales", "indices"], "scales")
+        values = graph.add("Mul", [values, gathered], "scaled_values")
+    elif quantization == "fp16":
+        graph.constant("embedding", weights.embedding.astype(np.float16))
+    else:
+        graph.constant("embedding", weights.embedding)
+    rows = graph.add("Gather", ["embedding", "indices"], "rows")
+    if quantization != "none":
+        rows = graph.add("Cast", [rows], "wide_rows", to=TensorProto.FLOAT)
+    axis = graph.constant("axis_1", np.array([1], np.int64))
+    as_row = graph.add("Unsqueeze", [values, axis], "values_row")
+    product = graph.add("MatMul", [as_row, rows], "product")
+    return graph.add("Squeeze", [product, axis], "summed")
+
+
+def _logits(graph: _Graph, weights: Weights, quantization: str) -> str:
+    bias = graph.constant("output_bias", weights.output_bias)
+    transposed = weights.output.T
+    if quantization != "int8":
+        name = graph.constant(
+            "output", transposed if quantization == "none" else transposed.astype(np.float16)
+        )
+        if quantization == "fp16":
+            name = graph.add("Cast", [name], "wide_output", to=TensorProto.FLOAT)
+        return graph.add("Add", [graph.add("MatMul", ["hidden", name], "scores"), bias], "logits")
+    codes, scales = quantize_rows(weights.output)
+    graph.constant("output", codes.T)
+    graph.constant("output_scales", scales)
+    largest = graph.add("ReduceMax", ["hidden"], "largest", axes=[1], keepdims=1)
+    tiny = graph.constant("tiny", np.array(1e-30, np.float32))
+    steps = graph.constant("steps", np.array(127, np.float32))
+    scale = graph.add("Div", [graph.add("Max", [largest, tiny], "positive"), steps], "hidden_scale")
+    rounded = graph.add("Round", [graph.add("Div", ["hidden", scale], "in_steps")], "rounded")
+    narrow = graph.add("Cast", [rounded], "hidden_codes", to=TensorProto.UINT8)
+    whole = graph.add("MatMulInteger", [narrow, "output"], "whole_scores")
+    scores = graph.add("Cast", [whole], "code_scores", to=TensorProto.FLOAT)
+    scores = graph.add("Mul", [scores, scale], "query_scores")
+    scores = graph.add("Mul", [scores, "output_scales"], "scores")
+    return graph.add("Add", [scores, bias], "logits")
+
+
+def build_model(
+    weights: Weights, hash: UniversalHash, repetition: int, quantization: str
+) -> onnx.ModelProto:
+    """The model of one repetition.
+
+    Args:
+        weights: trained.
+        hash: of all repetitions; the model's metadata tell this one's parameters.
+        repetition: its number.
+        quantization: ``none``, ``fp16`` or ``int8``.
+    """
+    graph = _Graph()
+    summed = _summed(graph, weights, quantization)
+    bias = graph.constant("hidden_bias", weights.hidden_bias)
+    graph.add("Relu", [graph.add("Add", [summed, bias], "biased")], "hidden")
+    graph.add("LogSoftmax", [_logits(graph, weights, quantization)], "log_probabilities", axis=-1)
+    num_buckets = len(weights.output_bias)
+    model = helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            f"mach-repetition-{repetition}",
+            [
+                helper.make_tensor_value_info("indices", TensorProto.INT32, ["batch", "width"]),
+                helper.make_tensor_value_info("values", TensorProto.FLOAT, ["batch", "width"]),
+            ],
+            [
+                helper.make_tensor_value_info(
+                    "log_probabilities", TensorProto.FLOAT, ["batch", num_buckets]
+                )
+            ],
+            graph.constants,
+        ),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=_IR_VERSION,
+        producer_name="mach",
+    )
+    helper.set_model_props(
+        model,
+        {
+            "mach.format": str(_FORMAT),
+            "mach.repetition": str(repetition),
+            "mach.num_buckets": str(num_buckets),
+            "mach.num_features": str(len(weights.embedding)),
+            "mach.num_classes": str(hash.num_classes),
+            "mach.quantization": quantization,
+            "mach.hash": json.dumps(
+                {
+                    "family": "affine-mod-prime",
+                    "prime": hash.prime,
+                    "multiplier": int(hash.multipliers[repetition]),
+                    "offset": int(hash.offsets[repetition]),
+                },
+                sort_keys=True,
+            ),
+        },
+    )
+    return model
+
+
+def write_model(model: onnx.ModelProto, path: Path) -> None:
+    """Check the model and write it to ``path``, which must not matter until this returns."""
+    onnx.checker.check_model(model, full_check=True)
+    path.write_bytes(model.SerializeToString(deterministic=True))

@@ -1,0 +1,46 @@
+"""What a repetition is told: which data, which settings, which device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mach.errors import ConfigError
+from mach.hashing import UniversalHash
+from trainer.settings import TrainSettings
+
+__all__ = ["Plan", "resolve_device"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that training one repetition needs; plain values, so that it can be sent anywhere."""
+
+    data: Path
+    """Directory of the prepared data."""
+    models: Path
+    """Directory of the finished repetitions."""
+    num_buckets: int
+    """B."""
+    settings: TrainSettings
+
+    def hash(self, num_classes: int, num_repetitions: int) -> UniversalHash:
+        """The hash functions of the first repetitions."""
+        return UniversalHash.draw(
+            num_classes, self.num_buckets, num_repetitions, self.settings.seed
+        )
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that ``auto``, ``cpu`` or ``cuda`` means here.
+
+    Raises:
+        ConfigError: if CUDA is asked for and there is none.
+    """
+    if name != "cpu" and torch.cuda.is_available():
+        return torch.device("cuda")
+    if name == "cuda":
+        raise ConfigError("device: cuda was asked for, but PyTorch finds no CUDA device")
+    return torch.device("cpu")
