@@ -1,0 +1,108 @@
+"""The queue in front of the shards: bounded, and closed to what could not be answered in time."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from aggregator.fanout.batch import Job
+from aggregator.metrics import AggregatorMetrics
+from aggregator.policy import FanOutPolicy
+from mach.errors import DeadlineExceeded, Overloaded
+
+__all__ = ["Queue"]
+
+_SMOOTHING = 0.2
+
+
+class Queue:
+    """Jobs that wait to be sent, first in, first out.
+
+    The wait is estimated from how long batches have taken of late: where all slots are taken,
+    those ahead must be served by as many slots as there are. A job that would wait beyond its
+    deadline, or longer than the policy allows, is refused at once: work that nobody waits for
+    any more is what makes an overload collapse.
+
+    Attributes:
+        rows: queries that wait.
+    """
+
+    def __init__(self, policy: FanOutPolicy, metrics: AggregatorMetrics) -> None:
+        self.rows = 0
+        self._policy = policy
+        self._metrics = metrics
+        self._jobs: deque[Job] = deque()
+        self._batch_seconds = 0.0
+
+    def __bool__(self) -> bool:
+        return bool(self._jobs)
+
+    def served(self, seconds: float) -> None:
+        """A batch left its slot, ``seconds`` after it took it."""
+        self._batch_seconds += (seconds - self._batch_seconds) * _SMOOTHING
+
+    @property
+    def wait(self) -> float:
+        """Expected seconds until what arrives now is sent, if all slots are taken."""
+        batches = 1 + self.rows / self._policy.max_rows
+        return self._batch_seconds * batches / self._policy.max_in_flight
+
+    def push(self, job: Job, *, busy: bool) -> None:
+        """Let a job wait.
+
+        Args:
+            job: what shall be sent.
+            busy: whether all slots are taken, so that it must wait.
+
+        Raises:
+            Overloaded: if it should not.
+        """
+        wait = self.wait
+        if self.rows + len(job) > self._policy.max_queue:
+            raise self._refuse("queue_full", "too many queries wait", wait)
+        if busy:
+            if wait > self._policy.max_queue_seconds:
+                raise self._refuse("wait", f"the expected wait is {wait * 1e3:.0f} ms", wait)
+            if job.queued_at + wait + self._batch_seconds > job.deadline:
+                raise self._refuse(
+                    "deadline",
+                    f"the expected wait of {wait * 1e3:.0f} ms leaves too little "
+                    "of the request's deadline",
+                    wait,
+                )
+        self._jobs.append(job)
+        self.rows += len(job)
+        self._metrics.queue_depth.set(self.rows)
+
+    def _refuse(self, reason: str, why: str, wait: float) -> Overloaded:
+        self._metrics.shed.labels(reason).inc()
+        return Overloaded(f"overloaded: {why}", retry_after_ms=max(1, int(wait * 1e3)))
+
+    def take(self, max_rows: int, now: float) -> list[Job]:
+        """The jobs of the next batch: those of one bundle version that fit; may be none.
+
+        Jobs that were cancelled, or whose time is up, are dropped.
+        """
+        jobs: list[Job] = []
+        rows = 0
+        while self._jobs:
+            job = self._jobs[0]
+            alive = not job.future.done() and now < job.deadline
+            if alive and jobs and (rows + len(job) > max_rows or job.served is not jobs[0].served):
+                break
+            self._jobs.popleft()
+            self.rows -= len(job)
+            if alive:
+                jobs.append(job)
+                rows += len(job)
+                continue
+            self._metrics.dropped.labels("cancelled" if job.future.done() else "expired").inc()
+            job.fail(DeadlineExceeded("the deadline passed while the request waited"))
+        self._metrics.queue_depth.set(self.rows)
+        return jobs
+
+    def fail_all(self, error: Exception) -> None:
+        """Answer all that wait with an error."""
+        for job in self._jobs:
+            job.fail(error)
+        self._jobs.clear()
+        self.rows = 0

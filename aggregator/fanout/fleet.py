@@ -1,0 +1,333 @@
+"""The shards: who they are, what they hold, and which of them can be used."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+
+from aggregator.coverage import MissingReason
+from aggregator.fanout.endpoint import Endpoint, State
+from aggregator.fanout.routes import Routes, find_routes
+from aggregator.fanout.targets import Resolve, Target, resolve_name
+from aggregator.policy import FanOutPolicy
+from aggregator.served import Expected
+from aggregator.transport import ShardDescription, ShardTransport
+from mach.errors import DeadlineExceeded, MachError
+
+__all__ = ["STANDINGS", "Fleet"]
+
+_log = logging.getLogger(__name__)
+
+_FIRST_RETRY_SECONDS = 0.1
+_LONGEST_RETRY_SECONDS = 2.0
+_STABLE_SECONDS = 5.0
+_DRAIN_SECONDS = 5.0
+
+
+#: What :meth:`Fleet.standing` may say of an endpoint.
+STANDINGS = (*(state.value for state in State), "mismatch", "unfit")
+
+
+class Fleet:
+    """Keeps a connection to every shard address and an account of its state.
+
+    Each endpoint has a task that asks it what it holds, at the start, after it broke and
+    every so often. The traffic itself counts as a sign of life, so a busy fleet is not asked.
+
+    Attributes:
+        endpoints: every endpoint known, by address.
+    """
+
+    def __init__(
+        self,
+        targets: Iterable[Target],
+        connect: Callable[[str], ShardTransport],
+        policy: FanOutPolicy,
+        *,
+        resolve: Resolve = resolve_name,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Nothing is opened before :meth:`start`.
+
+        Args:
+            targets: the addresses and names to use.
+            connect: makes a transport for an address.
+            policy: how often to ask and how long to wait.
+            resolve: looks up names.
+            on_change: called when the state of an endpoint changed.
+        """
+        self.endpoints: dict[str, Endpoint] = {}
+        self._expected: Expected | None = None
+        self._targets = list(targets)
+        self._connect = connect
+        self._policy = policy
+        self._resolve = resolve
+        self._on_change = on_change
+        self._routes: dict[Expected, Routes] = {}
+        self._watches: dict[str, _Watch] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._resolver: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to connect; returns at once, whether or not a shard answers."""
+        for target in self._targets:
+            if not target.is_name:
+                self._add(target.text)
+        if any(target.is_name for target in self._targets):
+            self._resolver = asyncio.create_task(self._keep_resolving(), name="resolver")
+
+    async def close(self) -> None:
+        """Close all connections."""
+        tasks = [*self._tasks.values(), *self._retiring]
+        if self._resolver is not None:
+            tasks.append(self._resolver)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(e.transport.close() for e in self.endpoints.values()))
+
+    def expect(self, expected: Expected) -> None:
+        """Say which bundle is active: endpoints without it are reported, and not ready."""
+        self._expected = expected
+        self._changed()
+        for watch in self._watches.values():
+            watch.complain()
+
+    async def refresh(self) -> None:
+        """Ask every endpoint that answers what it holds, now."""
+        await asyncio.gather(
+            *(watch.ask() for watch in list(self._watches.values()) if watch.answers)
+        )
+
+    def routes(self, expected: Expected) -> Routes:
+        """What can be asked at the moment for a bundle."""
+        routes = self._routes.get(expected)
+        if routes is None:
+            routes = self._routes[expected] = find_routes(self.endpoints.values(), expected)
+        return routes
+
+    @property
+    def max_rows(self) -> int | None:
+        """The most queries that all endpoints accept in a message; None if there is none."""
+        return min(
+            (
+                endpoint.max_batch_size
+                for endpoint in self.endpoints.values()
+                if endpoint.state in (State.READY, State.EJECTED, State.SILENT)
+            ),
+            default=None,
+        )
+
+    def standing(self, endpoint: Endpoint) -> tuple[str, str]:
+        """An endpoint's state as a word, and why it is not used, seen from the active bundle."""
+        expected = self._expected
+        misfit = "" if expected is None else endpoint.misfit(expected)
+        if endpoint.state is not State.READY or expected is None or not misfit:
+            return endpoint.state.value, endpoint.message
+        holds = expected.bundle_version in endpoint.bundle_versions
+        return "unfit" if holds else "mismatch", misfit
+
+    def eject(self, endpoint: Endpoint, reason: str, *, wrong: bool) -> bool:
+        """Leave out an endpoint that was late, or ``wrong``, too often.
+
+        One that is merely late stays in use where too few repetitions would be left: an
+        answer late is better than none.
+
+        Returns:
+            Whether it is left out from now on.
+        """
+        if endpoint.state is not State.READY:
+            return False
+        if not wrong and self._expected is not None:
+            others = (e for e in self.endpoints.values() if e is not endpoint)
+            left = find_routes(others, self._expected).num_ready
+            if left < self._policy.minimum(self._expected.num_repetitions):
+                return False
+        now = asyncio.get_running_loop().time()
+        endpoint.eject(now, self._policy.eject_seconds, self._policy.max_eject_seconds)
+        seconds = endpoint.ejected_until - now
+        _log.warning("shard %s %s: left out for %.0f s", endpoint.address, reason, seconds)
+        self._set(endpoint, State.EJECTED, reason)
+        endpoint.wake.set()
+        return True
+
+    def _set(self, endpoint: Endpoint, state: State, message: str = "") -> None:
+        changed = endpoint.state is not state
+        endpoint.state, endpoint.message = state, message
+        if changed:
+            self._changed()
+
+    def _changed(self) -> None:
+        self._routes.clear()
+        self._on_change()
+
+    def _add(self, address: str) -> None:
+        endpoint = Endpoint(address, self._connect(address))
+        self.endpoints[address] = endpoint
+        watch = self._watches[address] = _Watch(self, endpoint, self._policy)
+        self._tasks[address] = asyncio.create_task(watch.run(), name=f"watch {address}")
+
+    def _remove(self, address: str) -> None:
+        endpoint = self.endpoints.pop(address)
+        self._watches.pop(address)
+        self._tasks.pop(address).cancel()
+        endpoint.state = State.UNREACHABLE
+        self._changed()
+        task = asyncio.create_task(_retire(endpoint))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    async def _keep_resolving(self) -> None:
+        static = {target.text for target in self._targets if not target.is_name}
+        found: dict[str, list[str]] = {}
+        failing: set[str] = set()
+        while True:
+            for target in self._targets:
+                if not target.is_name:
+                    continue
+                try:
+                    found[target.text] = await target.resolve(self._resolve)
+                    failing.discard(target.text)
+                except OSError as error:  # what was found last goes on being used
+                    if target.text not in failing:
+                        _log.warning("%s cannot be looked up: %s", target.text, error)
+                    failing.add(target.text)
+            wanted = static.union(*found.values())
+            for address in sorted(wanted - self.endpoints.keys()):
+                self._add(address)
+            for address in sorted(self.endpoints.keys() - wanted):
+                _log.info("shard %s is not in the DNS any more", address)
+                self._remove(address)
+            await asyncio.sleep(self._policy.resolve_seconds * random.uniform(0.8, 1.2))
+
+
+async def _retire(endpoint: Endpoint) -> None:
+    """Let what is in flight finish, then close."""
+    deadline = asyncio.get_running_loop().time() + _DRAIN_SECONDS
+    try:
+        while endpoint.calls and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    finally:
+        await endpoint.transport.close()
+
+
+class _Watch:
+    """Keeps one endpoint's state true."""
+
+    def __init__(self, fleet: Fleet, endpoint: Endpoint, policy: FanOutPolicy) -> None:
+        self._fleet = fleet
+        self._endpoint = endpoint
+        self._policy = policy
+        self._failures = 0
+        self._complaint = ""
+        self._described = float("-inf")
+        self._broke = float("-inf")
+        endpoint.transport.on_broken = self._broken
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        endpoint = self._endpoint
+        while True:
+            seconds = await self._look()
+            endpoint.wake.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await endpoint.wake.wait()
+
+    async def _look(self) -> float:
+        """Ask for its state if there is need, and say in how many seconds to look again."""
+        endpoint, policy = self._endpoint, self._policy
+        now = asyncio.get_running_loop().time()
+        if endpoint.state is State.EJECTED and now < endpoint.ejected_until:
+            return endpoint.ejected_until - now
+        if self._broke > now - self._retry_seconds():
+            return self._broke + self._retry_seconds() - now
+        if (
+            endpoint.state is State.READY
+            and now - endpoint.heard < policy.probe_seconds
+            and now - self._described < policy.describe_seconds
+        ):
+            return policy.probe_seconds
+        try:
+            description = await endpoint.transport.describe(policy.probe_seconds)
+        except MachError as error:
+            self._failures += 1
+            silent = isinstance(error, DeadlineExceeded) and endpoint.bundle_versions
+            if silent and endpoint.state is State.READY and self._failures == 1:
+                return 0.0  # one answer may be lost to a pause; two in a row are an outage
+            self._away(State.SILENT if silent else State.UNREACHABLE, str(error))
+            return self._retry_seconds()
+        if asyncio.get_running_loop().time() - self._broke > _STABLE_SECONDS:
+            self._failures = 0
+        self._learn(description)
+        return policy.probe_seconds
+
+    @property
+    def answers(self) -> bool:
+        """Whether the endpoint was reachable when last heard of."""
+        return self._endpoint.state in (State.READY, State.EJECTED, State.SILENT)
+
+    async def ask(self) -> None:
+        """Ask what it holds, apart from the usual rounds; a failure is for these to find."""
+        with suppress(MachError):
+            self._learn(await self._endpoint.transport.describe(self._policy.probe_seconds))
+
+    def _retry_seconds(self) -> float:
+        if not self._failures:
+            return 0.0
+        seconds: float = _FIRST_RETRY_SECONDS * 2.0 ** min(self._failures - 1, 10)
+        return min(seconds, _LONGEST_RETRY_SECONDS) * random.uniform(0.8, 1.2)
+
+    def _broken(self, why: str) -> None:
+        self._failures += 1
+        self._broke = asyncio.get_running_loop().time()
+        self._away(State.UNREACHABLE, why)
+        self._endpoint.wake.set()
+
+    def _away(self, state: State, why: str) -> None:
+        endpoint = self._endpoint
+        if endpoint.state not in (State.UNREACHABLE, State.SILENT):
+            _log.warning("shard %s does not answer: %s", endpoint.address, why)
+        if state is State.SILENT:
+            endpoint.reason = MissingReason.TIMEOUT
+        self._fleet._set(endpoint, state, f"does not answer: {why}")
+
+    def _learn(self, description: ShardDescription) -> None:
+        endpoint, fleet = self._endpoint, self._fleet
+        now = asyncio.get_running_loop().time()
+        self._described = now
+        endpoint.max_batch_size = max(1, description.max_batch_size)
+        news = (
+            description.bundle_versions,
+            description.repetitions,
+            (description.num_buckets, description.num_features),
+        )
+        same = news == (endpoint.bundle_versions, endpoint.repetitions, endpoint.shape)
+        endpoint.bundle_versions, endpoint.repetitions, endpoint.shape = news
+        if endpoint.state is State.EJECTED and now < endpoint.ejected_until:
+            if not same:
+                fleet._changed()
+            return
+        if endpoint.state is not State.READY:
+            endpoint.readmit()
+            _log.info(
+                "shard %s is ready with repetitions %s (%s)",
+                endpoint.address,
+                ",".join(map(str, endpoint.repetitions)),
+                description.provider,
+            )
+            fleet._set(endpoint, State.READY)
+        elif not same:
+            fleet._changed()
+        self.complain()
+
+    def complain(self) -> None:
+        """Log, once, that it is reachable but cannot be used."""
+        _, complaint = self._fleet.standing(self._endpoint)
+        if complaint and complaint != self._complaint and self._endpoint.state is State.READY:
+            _log.error("shard %s %s", self._endpoint.address, complaint)
+        self._complaint = complaint

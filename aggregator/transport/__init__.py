@@ -1,0 +1,28 @@
+"""The seam between the fan-out and the shards.
+
+A :class:`ShardTransport` is one connection to one shard. Three implementations: gRPC with one
+long-lived stream (the default, the cheapest by measurement), gRPC with a call a message, and
+one that runs the classifiers in this process.
+"""
+
+from aggregator.transport.base import (
+    Done,
+    Payload,
+    ShardDescription,
+    ShardTransport,
+    Withdraw,
+)
+from aggregator.transport.inprocess import InProcessTransport
+from aggregator.transport.stream import StreamTransport
+from aggregator.transport.unary import UnaryTransport
+
+__all__ = [
+    "Done",
+    "InProcessTransport",
+    "Payload",
+    "ShardDescription",
+    "ShardTransport",
+    "StreamTransport",
+    "UnaryTransport",
+    "Withdraw",
+]

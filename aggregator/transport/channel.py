@@ -1,0 +1,36 @@
+"""Opening gRPC channels to shards, and reading what goes wrong on them."""
+
+from __future__ import annotations
+
+import grpc
+import grpc.aio
+
+from mach.errors import MachError, from_status
+from mach.serving.options import channel_options
+
+__all__ = ["error_of", "open_channel"]
+
+
+def open_channel(address: str, *, max_message_bytes: int) -> grpc.aio.Channel:
+    """A channel to one shard address; it connects when it is first used.
+
+    The fan-out chooses replicas and retries by itself, so gRPC's own retries are off, and each
+    channel has its own connection, even where two channels have one address.
+    """
+    return grpc.aio.insecure_channel(
+        address,
+        options=[
+            *channel_options(max_message_bytes=max_message_bytes),
+            ("grpc.enable_retries", 0),
+            ("grpc.enable_http_proxy", 0),
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 1000),
+            ("grpc.max_reconnect_backoff_ms", 2000),
+        ],
+    )
+
+
+def error_of(error: grpc.aio.AioRpcError) -> MachError:
+    """The error of this project for a failed call."""
+    return from_status(error.code(), error.details() or "")

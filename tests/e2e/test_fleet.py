@@ -1,0 +1,165 @@
+"""Real servers on loopback: right answers, with everything up and with a shard gone."""
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from mach.client import MachClient
+from mach.errors import InvalidInput, MachError, Unavailable, VersionNotFound
+from tests.e2e.reference import Reference
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_bundle):
+    return Reference(tiny_bundle)
+
+
+def queries_of(bundle):
+    titles = bundle.catalog.table["title"].to_pylist()
+    return [*titles[::9], "red drill", "acme", "nothing known here at all", "red red RED Drill"]
+
+
+def check(result, expected):
+    ids, scores = expected
+    assert [product.product_id for product in result.products] == ids
+    np.testing.assert_allclose([product.score for product in result.products], scores, rtol=1e-5)
+
+
+def wait_until(condition, seconds=20.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def test_congruence_restriction_and_mistakes(tiny_bundle, client, reference):
+    queries = queries_of(tiny_bundle)
+    everything = range(tiny_bundle.manifest.num_repetitions)
+    expected = [reference.top(query, 12, everything) for query in queries]
+    for query, answer in zip(queries, expected, strict=True):
+        result = client.search(query, 12)
+        check(result, answer)
+        assert result.coverage.complete
+        assert result.bundle_version == tiny_bundle.version
+    for result, answer in zip(client.search_batch(queries, 12), expected, strict=True):
+        check(result, answer)
+
+    for query in queries[:5]:
+        row = tiny_bundle.featurizer.batch([query])
+        check(client.search(row, 12), reference.top(query, 12, everything))
+
+    result = client.search("red drill", 5, attributes=True, filter='category = "kitchen"')
+    assert result.products
+    assert all(product.attributes["category"] == "kitchen" for product in result.products)
+    (best, *_) = client.search("red drill", 1, explain=True).products
+    logs = [part.log_probability for part in best.explanation]
+    assert best.score == pytest.approx(np.mean(logs), rel=1e-5)
+    blocked = client.search("red drill", 3, blocked=[best.product_id])
+    assert best.product_id not in [product.product_id for product in blocked.products]
+    only = client.search("red drill", 3, allowed=["P00007", best.product_id])
+    assert {product.product_id for product in only.products} == {"P00007", best.product_id}
+
+    for arguments, named in (
+        ({"query": ""}, "query.text"),
+        ({"query": "x" * 100_000}, "query.text"),
+        ({"query": "red", "k": 10**6}, "options.k"),
+        ({"query": "red", "minimum_repetitions": 99}, "options.minimum_repetitions"),
+        ({"query": "red", "filter": "price <"}, "filter"),
+    ):
+        with pytest.raises(InvalidInput, match=named.replace(".", r"\.")):
+            client.search(**arguments)
+    with pytest.raises(VersionNotFound):
+        client.search("red", bundle_version="0" * 64)
+
+
+def test_a_shard_is_killed_in_the_middle_and_comes_back(tiny_bundle, fleet, client, reference):
+    failures, coverages, stop = [], [], threading.Event()
+
+    def search_on():
+        with MachClient(fleet.address, timeout=5.0) as mine:
+            while not stop.is_set():
+                try:
+                    coverages.append(mine.search("red drill", 3).coverage.answered)
+                except MachError as error:
+                    failures.append(error)
+
+    thread = threading.Thread(target=search_on)
+    thread.start()
+    try:
+        wait_until(lambda: len(coverages) > 20)
+        victim = fleet.shards[2]
+        os.kill(victim.pid, signal.SIGKILL)
+        wait_until(lambda: 3 in coverages)
+        wait_until(lambda: victim.restarts == 1 and victim.health() == "serving")
+        wait_until(lambda: coverages[-1] == 4)
+    finally:
+        stop.set()
+        thread.join()
+    assert failures == []
+    check(client.search("acme drill red", 8), reference.top("acme drill red", 8, range(4)))
+
+
+def test_a_stopped_shard_does_not_stop_the_answer(tiny_bundle, fleet, client, reference):
+    client.search("red drill")
+    os.kill(fleet.shards[0].pid, signal.SIGSTOP)
+    try:
+        result = client.search("acme drill red", 8, timeout=2.0)
+        assert result.coverage.answered == 3
+        assert list(result.coverage.missing) == [0]
+        check(result, reference.top("acme drill red", 8, [1, 2, 3]))
+        with pytest.raises(Unavailable, match="3 of 4"):
+            client.search("acme drill red", 8, minimum_repetitions=4, timeout=1.0)
+    finally:
+        os.kill(fleet.shards[0].pid, signal.SIGCONT)
+    wait_until(lambda: client.search("red drill").coverage.complete)
+
+
+def test_stopping_answers_what_is_in_flight_and_leaves_nothing(tiny_bundle, fleet):
+    pids = [server.pid for server in fleet.status().servers]
+    outcomes = []
+
+    def search_on():
+        with MachClient(fleet.address, timeout=5.0) as mine:
+            while True:
+                try:
+                    mine.search("red drill", 3)
+                    outcomes.append(None)
+                except MachError as error:
+                    outcomes.append(error)
+                    return
+
+    threads = [threading.Thread(target=search_on) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: len(outcomes) > 20)
+    fleet.stop()
+    for thread in threads:
+        thread.join()
+    assert all(isinstance(outcome, Unavailable | None) for outcome in outcomes), outcomes[-8:]
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_a_fleet_that_cannot_start_says_why(tiny_bundle, tmp_path):
+    from mach.errors import ConfigError
+    from mach.fleet import LocalFleet
+
+    fleet = LocalFleet(tiny_bundle, shard_arguments=["--provider", "cuda"], directory=tmp_path)
+    with pytest.raises(ConfigError, match="cuda"):
+        fleet.start(timeout=30)
+    with pytest.raises(InvalidInput, match="shards"):
+        LocalFleet(tiny_bundle, num_shards=99)
+
+
+def test_several_repetitions_a_process(tiny_bundle, reference):
+    from mach.fleet import LocalFleet
+
+    with LocalFleet(tiny_bundle, num_shards=2) as fleet:
+        assert [shard.name for shard in fleet.shards] == ["shard 0-1", "shard 2-3"]
+        with MachClient(fleet.address, timeout=5.0) as client:
+            check(client.search("red drill", 5), reference.top("red drill", 5, range(4)))
