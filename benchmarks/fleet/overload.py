@@ -1,0 +1,110 @@
+"""Three times what the fleet can do: ``python -m benchmarks.fleet.overload``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from benchmarks.fleet.load import closed_loop, open_loop, running_fleet
+from benchmarks.fleet.options import Setup, median, say
+from benchmarks.fleet.report import Goal, Report, Table, main
+
+TITLE = "Three times the capacity offered"
+_TIMES = 3.0
+_TIMEOUT = 1.0
+
+
+def pin(pid: str, cpus: Iterable[int]) -> None:
+    """Keep every thread of a process on some CPUs; what it starts later is kept there, too."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(task.name), set(cpus))
+
+
+def run(setup: Setup) -> Report:
+    """Capacity, then the overload, then what is left of the capacity, in each round."""
+    report = Report()
+    usable = sorted(os.sched_getaffinity(0))
+    # Refusing is quick, sending is not: a generator beside the fleet would slow it down.
+    ours = usable[-1:] if len(usable) > 1 else usable
+    servers = usable[:-1] or usable
+    pin("self", servers)
+    try:
+        with running_fleet(setup) as fleet:
+            pin("self", ours)
+            for number in range(setup.rounds):
+                full = closed_loop(fleet.address, setup.texts, setup.seconds)
+                over = open_loop(
+                    fleet.address,
+                    setup.texts,
+                    setup.seconds,
+                    _TIMES * full.qps,
+                    timeout=_TIMEOUT,
+                )
+                after = closed_loop(fleet.address, setup.texts, setup.seconds / 2)
+                say(
+                    f"  capacity {full.qps:.0f}/s; offered {over.offered_qps:.0f}/s, answered "
+                    f"{over.qps:.0f}/s, p99 {over.p99_ms:.0f} ms, {over.statuses}"
+                )
+                report.rounds.append(
+                    {
+                        "round": number,
+                        "capacity": full.to_json(),
+                        "overload": over.to_json(),
+                        "afterwards": after.to_json(),
+                    }
+                )
+    finally:
+        pin("self", usable)
+
+    def of(part: str, figure: str) -> float:
+        return median([one[part][figure] for one in report.rounds])
+
+    goodput = median([one["overload"]["qps"] / one["capacity"]["qps"] for one in report.rounds])
+    failed = median(
+        [one["overload"]["errors"] / one["overload"]["queries"] for one in report.rounds]
+    )
+    offered = median(
+        [one["overload"]["offered_qps"] / one["capacity"]["qps"] for one in report.rounds]
+    )
+    report.figures = {"goodput": goodput, "offered": offered, "failed_per_answer": failed}
+    report.tables.append(
+        Table(
+            ["", "offered/s", "answered/s", "p50 ms", "p99 ms", "refused/s", "other failures/s"],
+            [
+                [
+                    name,
+                    f"{of(part, 'offered_qps'):,.0f}",
+                    f"{of(part, 'qps'):,.0f}",
+                    f"{of(part, 'p50_ms'):.1f}",
+                    f"{of(part, 'p99_ms'):.1f}",
+                    f"{of(part, 'shed') / of(part, 'seconds'):,.0f}",
+                    f"{of(part, 'errors') / of(part, 'seconds'):,.1f}",
+                ]
+                for name, part in (
+                    ("at capacity, 64 in flight", "capacity"),
+                    ("overload", "overload"),
+                    ("afterwards, 64 in flight", "afterwards"),
+                )
+            ],
+        )
+    )
+    report.goals += [
+        Goal("answered under overload, times the capacity", goodput, 0.9, False),
+        Goal("p99 of the accepted, ms (their deadline)", of("overload", "p99_ms"), 1000, True),
+        Goal("failures that are no refusals, per answer", failed, 0.01, True),
+    ]
+    report.notes.append(
+        f"Open loop at {offered:.1f} times the capacity, each request with {_TIMEOUT:.0f} s. "
+        + (
+            f"The fleet has {len(servers)} CPU(s) and the load generator another, so that its own "
+            "work is not taken for the fleet's."
+            if len(usable) > 1
+            else "The load generator shares the fleet's only CPU."
+        )
+    )
+    return report
+
+
+if __name__ == "__main__":
+    main("overload", TITLE, run)

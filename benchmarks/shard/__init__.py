@@ -1,0 +1,1 @@
+"""What a shard server costs beside its inference."""
