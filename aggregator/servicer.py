@@ -13,6 +13,10 @@ from mach.v1 import search_pb2, search_pb2_grpc
 
 __all__ = ["SearchServicer"]
 
+#: Of a caller's deadline, kept at least: what is late by a little on a busy machine is late by a
+#: share of the time that was allowed, and a reason comes only if it comes before the deadline.
+_MARGIN_SHARE = 0.05
+
 
 class SearchServicer(search_pb2_grpc.SearchServiceServicer):
     """Parses, calls the core, and leaves errors to the interceptor."""
@@ -29,7 +33,8 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         Args:
             aggregator: the core.
             default_seconds: time for a call without a deadline.
-            margin_seconds: what is kept of a deadline for merging and the way back.
+            margin_seconds: what is kept of a deadline for merging and the way back; at least
+                5 %, at most half of the deadline.
         """
         self._aggregator = aggregator
         self._default_seconds = default_seconds
@@ -95,4 +100,5 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         remaining = context.time_remaining()
         if remaining is None:
             remaining = self._default_seconds
-        return float(max(remaining - self._margin_seconds, remaining / 2))
+        margin = max(self._margin_seconds, remaining * _MARGIN_SHARE)
+        return float(max(remaining - margin, remaining / 2))

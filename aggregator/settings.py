@@ -40,7 +40,8 @@ class AggregatorSettings(ServingSettings):
     default_timeout_seconds: float = Field(1.0, gt=0, le=3600)
     """Time for a call whose caller set no deadline."""
     deadline_margin_seconds: float = Field(0.01, ge=0, le=60)
-    """What is kept of the caller's deadline for merging and the way back; at most half of it."""
+    """What is kept of the caller's deadline for merging and the way back; at least 5 % and at
+    most half of it."""
     max_k: int = Field(1000, ge=1, le=1_000_000)
     """Most products a request may ask for."""
     max_batch_size: int = Field(256, ge=1, le=65_536)

@@ -3,6 +3,7 @@
 from contextlib import asynccontextmanager
 from datetime import date, datetime
 from decimal import Decimal
+from types import SimpleNamespace
 
 import grpc
 import grpc.aio
@@ -193,6 +194,16 @@ async def test_the_callers_deadline_is_kept_with_a_margin(served, one_each):
             answer = await stub.Search(request, timeout=timeout)
             missing = answer.result.coverage.missing
             assert [(m.repetition, m.reason) for m in missing] == [(3, MissingReason.TIMEOUT)]
+
+
+@pytest.mark.parametrize(
+    ("timeout", "margin", "shards_get"),
+    [(1.0, 0.01, 0.95), (0.1, 0.01, 0.09), (0.012, 0.01, 0.006), (None, 0.01, 4.75)],
+)
+def test_the_margin_grows_with_the_deadline(timeout, margin, shards_get):
+    servicer = SearchServicer(None, default_seconds=5.0, margin_seconds=margin)
+    context = SimpleNamespace(time_remaining=lambda: timeout)
+    assert servicer._seconds(context) == pytest.approx(shards_get)
 
 
 async def test_describes_the_fleet(served, one_each):

@@ -112,7 +112,7 @@ def test_a_stopped_shard_does_not_stop_the_answer(tiny_bundle, fleet, client, re
         assert list(result.coverage.missing) == [0]
         check(result, reference.top("acme drill red", 8, [1, 2, 3]))
         with pytest.raises(Unavailable, match="3 of 4"):
-            client.search("acme drill red", 8, minimum_repetitions=4, timeout=1.0)
+            client.search("acme drill red", 8, minimum_repetitions=4, timeout=3.0)
     finally:
         os.kill(fleet.shards[0].pid, signal.SIGCONT)
     wait_until(lambda: client.search("red drill").coverage.complete)
