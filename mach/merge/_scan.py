@@ -1,7 +1,8 @@
 """Compiled search by scoring every product, or every product of a list, in cached chunks.
 
-Sums are float32 first; only what they cannot rule out is summed again in float64, in the order
-of repetitions.
+For tables whose buckets are not kept side by side (see ``_coded``), and for lists. Sums are
+float32 first; only what they cannot rule out is summed again in float64, in the order of
+repetitions.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ class Scan(NamedTuple):
     """One query's arrays while it is scanned; n repetitions, B buckets, room for k products."""
 
     scores: NDArray[np.float32]  # (n, B)
-    columns: NDArray[Any]  # (R, K): buckets, where they are kept; or empty
     bitmap: NDArray[np.uint8]  # products allowed, one bit each; or empty
     listed: NDArray[np.uint32]  # products allowed, increasing; or empty for all
     heap_scores: NDArray[np.float64]  # (k,)
@@ -36,37 +36,6 @@ class Scan(NamedTuple):
     sums: NDArray[np.float32]  # (CHUNK,): scratch
     spare: NDArray[np.float32]  # (CHUNK,): scratch
     labels: NDArray[np.uint32]  # (CHUNK,): scratch
-
-
-@njit(nogil=True, cache=True)
-def _add_columns(
-    scan: Scan,
-    repetitions: NDArray[np.int64],
-    start: Int,
-    length: Int,
-    sums: NDArray[np.float32],
-) -> None:
-    """Sum consecutive products, whose buckets lie side by side: four repetitions at a time."""
-    n = scan.scores.shape[0]
-    q = 0
-    while q + 4 <= n:
-        row0, row1 = scan.scores[q], scan.scores[q + 1]
-        row2, row3 = scan.scores[q + 2], scan.scores[q + 3]
-        column0 = scan.columns[repetitions[q], start : start + length]
-        column1 = scan.columns[repetitions[q + 1], start : start + length]
-        column2 = scan.columns[repetitions[q + 2], start : start + length]
-        column3 = scan.columns[repetitions[q + 3], start : start + length]
-        for f in range(np.uint64(length)):
-            sums[f] += (row0[np.uint64(column0[f])] + row1[np.uint64(column1[f])]) + (
-                row2[np.uint64(column2[f])] + row3[np.uint64(column3[f])]
-            )
-        q += 4
-    while q < n:
-        row = scan.scores[q]
-        column = scan.columns[repetitions[q], start : start + length]
-        for f in range(np.uint64(length)):
-            sums[f] += row[np.uint64(column[f])]
-        q += 1
 
 
 @njit(nogil=True, cache=True)
@@ -109,10 +78,8 @@ def _add_stored(scan: Scan, plan: StoredPlan, length: Int, sums: NDArray[np.floa
                 sums[f] += row[np.uint64(plan.assignment[np.uint64(scan.labels[f]), repetition])]
 
 
-def _add(
-    scan: Scan, plan: AffinePlan | StoredPlan, start: Int, length: Int, sums: NDArray[np.float32]
-) -> None:
-    """Add up ``scan.labels[:length]``, which are ``start`` and on where there is no list."""
+def _add(scan: Scan, plan: AffinePlan | StoredPlan, length: Int, sums: NDArray[np.float32]) -> None:
+    """Add up ``scan.labels[:length]``."""
     raise NotImplementedError
 
 
@@ -122,13 +89,10 @@ def _exact(scan: Scan, plan: AffinePlan | StoredPlan, label: Int) -> Float:
 
 
 @overload(_add)
-def _add_by_plan(scan: Any, plan: Any, start: Any, length: Any, sums: Any) -> Any:
+def _add_by_plan(scan: Any, plan: Any, length: Any, sums: Any) -> Any:
     if plan.instance_class is AffinePlan:
 
-        def by_hash(scan: Any, plan: Any, start: Any, length: Any, sums: Any) -> Any:
-            if scan.columns.shape[0] > 0 and scan.listed.shape[0] == 0:
-                _add_columns(scan, plan.repetitions, start, length, sums)
-                return
+        def by_hash(scan: Any, plan: Any, length: Any, sums: Any) -> Any:
             for q in range(scan.scores.shape[0]):
                 _add_affine(
                     scan.scores[q],
@@ -145,7 +109,7 @@ def _add_by_plan(scan: Any, plan: Any, start: Any, length: Any, sums: Any) -> An
 
         return by_hash
 
-    def by_lists(scan: Any, plan: Any, start: Any, length: Any, sums: Any) -> Any:
+    def by_lists(scan: Any, plan: Any, length: Any, sums: Any) -> Any:
         _add_stored(scan, plan, length, sums)
 
     return by_lists
@@ -156,12 +120,6 @@ def _exact_by_plan(scan: Any, plan: Any, label: Any) -> Any:
     if plan.instance_class is AffinePlan:
 
         def by_hash(scan: Any, plan: Any, label: Any) -> Any:
-            if scan.columns.shape[0] > 0:
-                total = 0.0
-                for q in range(scan.scores.shape[0]):
-                    bucket = np.int64(scan.columns[plan.repetitions[q], label])
-                    total += np.float64(scan.scores[q, bucket])
-                return total
             return exact_affine(scan.scores, plan, label)
 
         return by_hash
@@ -214,7 +172,7 @@ def scan_products(  # noqa: PLR0912
         for f in range(length):
             labels[f] = scan.listed[chunk + f] if by_list else np.uint32(chunk + f)
             sums[f] = 0.0
-        _add(scan, plan, chunk, length, sums)
+        _add(scan, plan, length, sums)
         if bitmap.shape[0] > 0:
             for f in range(length):
                 label = labels[f]

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mach.merge._coded import MOST_ROWS, CodedScan, encode, scan_codes
 from mach.merge._plan import AffinePlan, StoredPlan
 from mach.merge._query import HEAP_SIZE, MEMBERS, REACHED
 from mach.merge._ring import LIMIT, PROVEN, ring_search
@@ -16,22 +17,44 @@ from mach.merge._workspace import Workspace
 from mach.merge.products import ProductSet
 from mach.merge.result import TopKResult, WorkBudget
 
-__all__ = ["SCAN_AFFINE", "SCAN_COLUMNS", "SCAN_STORED", "Plan", "Search", "may_walk"]
+__all__ = ["SCAN_SLICE", "Index", "Plan", "Search", "may_walk"]
 
 # Costs in nanoseconds on one core of a Zen 3 server, to choose between walking and scanning.
-SCAN_COLUMNS, SCAN_STORED, _SCAN_LIST, SCAN_AFFINE = 0.25, 0.6, 0.9, 0.9  # a repetition's
+_SCAN_CODES, _SCAN_STORED, _SCAN_LIST, _SCAN_AFFINE = 0.35, 0.6, 0.9, 0.9  # a repetition's
 _WALK_BUCKET, _WALK_FIXED = 3.0, 100_000.0  # to prepare a repetition's bucket; a search
 
 _LISTED_SHARE = 1 / 8  # of a repetition's buckets that are sorted, and may be walked
 _WALK_SHARE = 0.5  # of the cost of a scan that a walk may take before it is given up
 _WALK_MOST = 1 / 16  # of the products, looked for: past this, a scan
-_SLICE_MEMBERS, _SLICE_PRODUCTS = 200_000, 16 * CHUNK  # between two looks at the clock
+_SLICE_MEMBERS, SCAN_SLICE = 200_000, 16 * CHUNK  # between two looks at the clock, or queries
 
 _NO_BITMAP = np.empty(0, np.uint8)
 _NO_LIST = np.empty(0, np.uint32)
 
 
+class Index(NamedTuple):
+    """What is searched."""
+
+    num_classes: int
+    columns: NDArray[Any]  # (R, K): buckets, where they are kept; or empty
+    has_hash: bool  # or an explicit assignment
+
+    def scan_unit(self, rows: int, listed: bool) -> float:
+        """Nanoseconds that a scan takes for a product and repetition."""
+        if self.may_code(rows, listed):
+            return _SCAN_CODES
+        if listed:
+            return _SCAN_LIST
+        return _SCAN_AFFINE if self.has_hash else _SCAN_STORED
+
+    def may_code(self, rows: int, listed: bool) -> bool:
+        """Whether products can be scored from 8-bit codes first."""
+        return len(self.columns) > 0 and rows <= MOST_ROWS and not listed
+
+
 class Plan(NamedTuple):
+    """Which repetitions are searched."""
+
     rows: NDArray[np.int64]
     compiled: AffinePlan | StoredPlan
     sizes: NDArray[np.int64]  # (n, B): how many products a stored bucket has; or empty
@@ -44,26 +67,26 @@ def may_walk(products: int, unit: float, rows: int, buckets: int) -> bool:
 
 
 class Search:
-    """One query on its way: walk, and where that does not soon end, scan."""
+    """One query on its way.
+
+    :meth:`begin` walks; where that does not end it, :meth:`advance` scans, part by part, so that
+    several queries can share what they read. The workspace is in use during a call only.
+    """
 
     def __init__(
         self,
-        num_classes: int,
-        columns: NDArray[Any],
-        scan_unit: float,
+        index: Index,
         plan: Plan,
         scores: NDArray[np.float32],
         k: int,
-        workspace: Workspace,
+        tops: NDArray[np.float32],
         allowed: ProductSet | None,
         budget: WorkBudget | None,
     ) -> None:
-        self.num_classes = num_classes
-        self.columns = columns
-        self.scan_unit = scan_unit
+        self.index = index
         self.plan = plan
         self.scores = scores
-        self.workspace = workspace
+        self.tops = tops.copy()
         self.allowed = allowed
         self.most = 2**62
         self.deadline = np.inf
@@ -71,55 +94,77 @@ class Search:
             self.most = budget.max_candidates or self.most
             if budget.seconds is not None:
                 self.deadline = time.perf_counter() + budget.seconds
-        self.k = min(k, self.num_classes if allowed is None else allowed.size)
+        self.k = min(k, index.num_classes if allowed is None else allowed.size)
         # Blocked products are searched for and then dropped: they are few.
         self.room = self.k
         if self.k and allowed is not None:
             self.room += len(allowed.blocked)
+        self.listed = allowed.listed if allowed is not None else None
+        self.to_scan = index.num_classes if self.listed is None else len(self.listed)
         self.heap_scores = np.empty(self.room, np.float64)
         self.heap_classes = np.empty(self.room, np.int64)
         self.size = 0
         self.candidates = 0
+        # No product scores more than the rows' best scores, summed like a product's.
+        self.top_sum = 0.0
+        for top in self.tops.tolist():
+            self.top_sum += top
+        self.top_magnitude = float(np.abs(self.tops).sum(dtype=np.float64))
+        self.bound = np.inf  # of what the walk did not look at
+        self.tolerance = 0.0  # more than rounding moves the bound by
+        self.walked: tuple[int, NDArray[np.float64], NDArray[np.int64]] | None = None
+        self.reached = -np.inf
+        self.position = 0
+        self.codes: NDArray[np.uint8] | None = None
+        self.step = 1.0
 
-    def run(self) -> TopKResult:
+    def run(self, workspace: Workspace) -> TopKResult:
         """Search in the way that promises to be the quickest."""
+        found = self.begin(workspace)
+        while found is None:
+            stop = self.to_scan
+            if self.deadline < np.inf:
+                stop = self.position + SCAN_SLICE
+            found = self.advance(stop, workspace)
+        return found
+
+    def begin(self, workspace: Workspace) -> TopKResult | None:
+        """Walk, where that may be quicker than a scan; the result, if there is one by then."""
         if not self.k:
             return self.result(-np.inf, True)
         n = len(self.scores)
-        listed = self.allowed.listed if self.allowed is not None else None
-        to_scan = self.num_classes if listed is None else len(listed)
-        unit = self.scan_unit if listed is None else max(self.scan_unit, _SCAN_LIST)
-        bound = np.inf
-        if may_walk(to_scan, unit, *self.scores.shape) and self.room < _WALK_MOST * to_scan:
-            proven = self.walk(_WALK_SHARE * unit * n * to_scan)
-            bound = float(self.workspace.schedule.bounds[self.workspace.state[REACHED]])
+        unit = self.index.scan_unit(n, self.listed is not None)
+        if (
+            may_walk(self.to_scan, unit, *self.scores.shape)
+            and self.room < _WALK_MOST * self.to_scan
+        ):
+            proven = self.walk(_WALK_SHARE * unit * n * self.to_scan, workspace)
             if proven or self.spent():
-                return self.result(bound, proven)
-        walked = self.size, self.heap_scores, self.heap_classes
+                return self.result(self.bound, proven)
+        self.prepare_scan()
+        return None
+
+    def prepare_scan(self) -> None:
+        """Start over, knowing what score is reached, with the arrays that scoring needs."""
+        self.walked = self.size, self.heap_scores, self.heap_classes
+        self.reached = self.heap_scores[0] if self.size == self.room else -np.inf
         self.heap_scores, self.heap_classes = self.heap_scores.copy(), self.heap_classes.copy()
-        if self.scan():
-            return self.result(-np.inf, True)
-        size, heap_scores, heap_classes = walked
-        self.heap_scores = np.concatenate([self.heap_scores[: self.size], heap_scores[:size]])
-        self.heap_classes, first = np.unique(
-            np.concatenate([self.heap_classes[: self.size], heap_classes[:size]]),
-            return_index=True,
-        )
-        self.heap_scores = self.heap_scores[first]
-        self.size = len(self.heap_classes)
-        return self.result(min(bound, self.top_sum), False)
+        self.size = 0
+        if self.index.may_code(len(self.scores), self.listed is not None):
+            self.codes = np.empty(self.scores.shape, np.uint8)
+            self.step = encode(self.scores, self.tops, self.codes)
 
     def spent(self) -> bool:
         """Whether the budget is."""
         return self.candidates >= self.most or time.perf_counter() >= self.deadline
 
-    def walk(self, most_work: float) -> bool:
+    def walk(self, most_work: float, workspace: Workspace) -> bool:
         """Walk down the best buckets; whether that proved the heap to be the k best."""
         allowed = self.allowed
         bitmap = _NO_BITMAP
         if allowed is not None and (allowed.listed is not None or allowed.bitmap is not None):
             bitmap = allowed.as_bitmap()
-        query = self.workspace.query(self.scores, bitmap, self.heap_scores, self.heap_classes)
+        query = workspace.query(self.scores, bitmap, self.heap_scores, self.heap_classes)
         new = True
         while True:
             limit = self.most
@@ -128,8 +173,8 @@ class Search:
             status = ring_search(
                 query,
                 self.plan.compiled,
-                self.num_classes,
-                self.workspace.schedule,
+                self.index.num_classes,
+                workspace.schedule,
                 self.plan.sizes,
                 new,
                 _LISTED_SHARE,
@@ -140,56 +185,75 @@ class Search:
             self.candidates = int(query.state[MEMBERS])
             self.size = int(query.state[HEAP_SIZE])
             if status != LIMIT or self.spent():
+                self.bound = float(workspace.schedule.bounds[query.state[REACHED]])
+                self.tolerance = float(query.tolerances[0])
                 return bool(status == PROVEN)
 
-    def scan(self) -> bool:
-        """Score every product from the first on; whether the budget allowed all of them."""
-        allowed = self.allowed
-        listed = bitmap = None
-        if allowed is not None:
-            listed = allowed.listed
-            bitmap = allowed.bitmap if listed is None else None
-        reached = self.heap_scores[0] if self.size == self.room else -np.inf
-        scan = Scan(
-            scores=self.scores,
-            columns=self.columns,
-            bitmap=_NO_BITMAP if bitmap is None else bitmap,
-            listed=_NO_LIST if listed is None else listed,
-            heap_scores=self.heap_scores,
-            heap_classes=self.heap_classes,
-            sums=self.workspace.chunk_sums,
-            spare=self.workspace.chunk_spare,
-            labels=self.workspace.chunk_labels,
-        )
-        end = self.num_classes if listed is None else len(listed)
-        start, self.size = 0, 0
-        while start < end:
-            stop = min(end, start + self.most - self.candidates)
-            if self.deadline < np.inf:
-                stop = min(stop, start + _SLICE_PRODUCTS)
-            begun = start
-            start, self.size = scan_products(
+    def advance(self, stop: int, workspace: Workspace) -> TopKResult | None:
+        """Score products up to the ``stop``-th to be scored; the result, if that was the last."""
+        begun = self.position
+        stop = min(stop, self.to_scan, begun + self.most - self.candidates)
+        bitmap = _NO_BITMAP
+        if self.allowed is not None and self.listed is None and self.allowed.bitmap is not None:
+            bitmap = self.allowed.bitmap
+        if self.codes is not None:
+            coded = CodedScan(
+                scores=self.scores,
+                codes=self.codes,
+                columns=self.index.columns,
+                repetitions=self.plan.rows,
+                bitmap=bitmap,
+                heap_scores=self.heap_scores,
+                heap_classes=self.heap_classes,
+            )
+            self.position, self.size = scan_codes(
+                coded,
+                self.step,
+                begun,
+                stop,
+                self.size,
+                self.reached,
+                self.top_sum,
+                self.top_magnitude,
+            )
+        else:
+            scan = Scan(
+                scores=self.scores,
+                bitmap=bitmap,
+                listed=_NO_LIST if self.listed is None else self.listed,
+                heap_scores=self.heap_scores,
+                heap_classes=self.heap_classes,
+                sums=workspace.chunk_sums,
+                spare=workspace.chunk_spare,
+                labels=workspace.chunk_labels,
+            )
+            self.position, self.size = scan_products(
                 scan,
                 self.plan.compiled,
                 begun,
                 stop,
                 self.size,
-                reached,
+                self.reached,
                 self.top_sum,
-                float(np.abs(self.workspace.tops).sum(dtype=np.float64)),
+                self.top_magnitude,
             )
-            self.candidates += min(start, end) - begun
-            if start < end and self.spent():
-                return False
-        return True
+        self.candidates += min(self.position, self.to_scan) - begun
+        if self.position >= self.to_scan:
+            return self.result(-np.inf, True)
+        return self._unfinished() if self.spent() else None
 
-    @property
-    def top_sum(self) -> float:
-        """No product scores more: the rows' best scores, summed like a product's."""
-        total = 0.0
-        for top in self.workspace.tops.tolist():
-            total += top
-        return total
+    def _unfinished(self) -> TopKResult:
+        """The best of what the walk and the part of a scan have found."""
+        assert self.walked is not None
+        size, heap_scores, heap_classes = self.walked
+        self.heap_scores = np.concatenate([self.heap_scores[: self.size], heap_scores[:size]])
+        self.heap_classes, first = np.unique(
+            np.concatenate([self.heap_classes[: self.size], heap_classes[:size]]),
+            return_index=True,
+        )
+        self.heap_scores = self.heap_scores[first]
+        self.size = len(self.heap_classes)
+        return self.result(min(self.bound, self.top_sum), False)
 
     def result(self, bound: float, proven: bool) -> TopKResult:
         """Order what was found."""
@@ -200,5 +264,5 @@ class Search:
         order = order[: self.k]
         scores, classes = scores[order], classes[order]
         if not proven and len(scores) == self.k:
-            proven = bool(bound < scores[-1] - self.workspace.tolerances[0])
+            proven = bool(bound < scores[-1] - self.tolerance)
         return TopKResult(classes, scores, proven, bound, self.candidates)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,7 @@ from numpy.typing import NDArray
 from mach.errors import InvalidInput
 from mach.merge._lists import survey
 from mach.merge._plan import AffinePlan, plan_affine, plan_stored
-from mach.merge._search import (
-    SCAN_AFFINE,
-    SCAN_COLUMNS,
-    SCAN_STORED,
-    Plan,
-    Search,
-    may_walk,
-)
+from mach.merge._search import SCAN_SLICE, Index, Plan, Search, may_walk
 from mach.merge._workspace import Workspace
 from mach.merge.products import ProductSet
 from mach.merge.result import TopKResult, WorkBudget
@@ -27,7 +21,7 @@ from mach.merge.table import BucketTable
 
 __all__ = ["TopK"]
 
-_COLUMNS_CLASSES = 250_000  # up to here an affine hash's buckets are kept, for scans
+_COLUMNS_BYTES = 128 << 20  # up to here the buckets of all products are kept, for scans
 _PLANS_KEPT = 64
 
 
@@ -48,20 +42,21 @@ class TopK:
         self._plans: OrderedDict[bytes, Plan] = OrderedDict()
         self._workspaces: list[Workspace] = []
         self._no_sizes = np.empty((0, 0), np.int64)
-        self._columns = np.empty((0, 0), table.dtype)
-        self._scan_unit = SCAN_AFFINE
-        if table.assignment is not None:
-            self._scan_unit = SCAN_STORED
-        elif table.num_classes <= _COLUMNS_CLASSES:
-            self._columns = table.columns()
-            self._scan_unit = SCAN_COLUMNS
+        columns = np.empty((0, 0), table.dtype)
+        size = table.num_repetitions * table.num_classes * table.dtype.itemsize
+        if size <= _COLUMNS_BYTES:
+            columns = table.columns()
+        self._index = Index(table.num_classes, columns, table.hash is not None)
         if warm:
             self._warm()
 
     @property
     def index_bytes(self) -> int:
         """Bytes of the table and of what was prepared from it."""
-        prepared = [self._columns, *(a for plan in self._plans.values() for a in plan.compiled)]
+        prepared = [
+            self._index.columns,
+            *(a for plan in self._plans.values() for a in plan.compiled),
+        ]
         return self.table.nbytes + sum(
             array.nbytes
             for array in prepared
@@ -91,7 +86,9 @@ class TopK:
         """
         plan = self._plan(repetitions)
         self.table.check_query(scores.shape, len(plan.rows), k, allowed)
-        return self._search(np.ascontiguousarray(scores, np.float32), k, plan, allowed, budget)
+        scores = np.ascontiguousarray(scores, np.float32)
+        with self._workspace(plan) as workspace:
+            return self._new_search(plan, scores, k, workspace, allowed, budget).run(workspace)
 
     def search_batch(
         self,
@@ -104,12 +101,26 @@ class TopK:
     ) -> list[TopKResult]:
         """:meth:`search` for several queries; ``scores`` has shape (n, r, B), n may be 0.
 
-        A ``budget`` is each query's own.
+        Queries that come to scoring every product do so together, and read the table once for
+        all of them. A ``budget`` is each query's own.
         """
         plan = self._plan(repetitions)
         self.table.check_query(scores.shape[1:], len(plan.rows), k, allowed)
         scores = np.ascontiguousarray(scores, np.float32)
-        return [self._search(one, k, plan, allowed, budget) for one in scores]
+        with self._workspace(plan) as workspace:
+            if budget is not None:
+                return [
+                    self._new_search(plan, one, k, workspace, allowed, budget).run(workspace)
+                    for one in scores
+                ]
+            searches = [self._new_search(plan, one, k, workspace, allowed, None) for one in scores]
+            found = [search.begin(workspace) for search in searches]
+            stop = 0
+            while left := [n for n, result in enumerate(found) if result is None]:
+                stop += SCAN_SLICE
+                for n in left:
+                    found[n] = searches[n].advance(stop, workspace)
+        return [result for result in found if result is not None]
 
     def _plan(self, repetitions: Sequence[int] | NDArray[np.integer[Any]] | None) -> Plan:
         rows = self.table.checked_repetitions(repetitions)
@@ -127,21 +138,16 @@ class TopK:
                 self._plans.popitem(last=False)
         return plan
 
-    def _search(
-        self,
-        scores: NDArray[np.float32],
-        k: int,
-        plan: Plan,
-        allowed: ProductSet | None,
-        budget: WorkBudget | None,
-    ) -> TopKResult:
+    @contextmanager
+    def _workspace(self, plan: Plan) -> Iterator[Workspace]:
         workspace = self._workspaces.pop() if self._workspaces else None
         if workspace is None or workspace.rows != len(plan.rows):
-            workspace = self._workspace(plan)
+            members = 0
+            if isinstance(plan.compiled, AffinePlan):
+                members = plan.compiled.steps.shape[1]
+            workspace = Workspace(len(plan.rows), self.table.num_buckets, members)
         try:
-            if not survey(scores, workspace.tops):
-                raise InvalidInput("scores", "a score is NaN or +inf")
-            return self._new_search(plan, scores, k, workspace, allowed, budget).run()
+            yield workspace
         finally:
             self._workspaces.append(workspace)
 
@@ -154,33 +160,21 @@ class TopK:
         allowed: ProductSet | None,
         budget: WorkBudget | None,
     ) -> Search:
-        return Search(
-            self.table.num_classes,
-            self._columns,
-            self._scan_unit,
-            plan,
-            scores,
-            k,
-            workspace,
-            allowed,
-            budget,
-        )
-
-    def _workspace(self, plan: Plan) -> Workspace:
-        members = 0
-        if isinstance(plan.compiled, AffinePlan):
-            members = plan.compiled.steps.shape[1]
-        return Workspace(len(plan.rows), self.table.num_buckets, members)
+        if not survey(scores, workspace.tops):
+            raise InvalidInput("scores", "a score is NaN or +inf")
+        return Search(self._index, plan, scores, k, workspace.tops, allowed, budget)
 
     def _warm(self) -> None:
         """Run every compiled function once, whatever this table's size would choose."""
         plan = self._plan(None)
+        classes = self.table.num_classes
         scores = np.zeros((len(plan.rows), self.table.num_buckets), np.float32)
-        for allowed in (None, ProductSet.allow([0], self.table.num_classes)):
-            workspace = self._workspace(plan)
-            survey(scores, workspace.tops)
-            search = self._new_search(plan, scores, 1, workspace, allowed, None)
-            if may_walk(self.table.num_classes, self._scan_unit, *scores.shape):
-                search.walk(0.0)
-            search.scan()
-            search.result(-np.inf, True)
+        some = ProductSet.allow([0], classes)
+        with self._workspace(plan) as workspace:
+            for allowed in (None, some):
+                search = self._new_search(plan, scores, 1, workspace, allowed, None)
+                unit = self._index.scan_unit(len(scores), allowed is not None)
+                if may_walk(classes, unit, *scores.shape):
+                    search.walk(0.0, workspace)
+                search.prepare_scan()
+                search.advance(classes, workspace)

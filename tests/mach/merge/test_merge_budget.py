@@ -69,7 +69,7 @@ def test_a_budget_that_suffices_changes_nothing(table):
 def test_no_time_left_returns_at_once_with_what_there_is(table):
     table, full = table
     scores = flat(table, 1, np.random.default_rng(0))[0]
-    with mock.patch.object(_search, "_SLICE_PRODUCTS", 4096):
+    with mock.patch.object(_search, "SCAN_SLICE", 4096):
         result = TopK(table).search(scores, 20, budget=WorkBudget(seconds=1e-9))
     assert not result.proven
     assert result.candidates < K

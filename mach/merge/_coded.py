@@ -1,0 +1,182 @@
+"""Compiled search by scoring every product from 8-bit codes of the scores.
+
+A code says how far a bucket's score lies below its repetition's best, in steps, rounded down.
+So no product scores above the sum of the best scores less a step for each code it adds up: what
+that rules out needs no exact score. Codes of two repetitions fit the first-level cache, and the
+sums are integers, which are added many at a time.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from mach.merge._select import heap_push, kth_largest
+from mach.merge._types import Bool, Float, Int
+
+__all__ = ["MOST_ROWS", "CodedScan", "encode", "scan_codes"]
+
+MOST_ROWS = 257  # 255 a repetition is the largest code, 65,535 the largest sum
+_CHUNK, _BLOCK = 4096, 256
+_SAMPLE = 64
+_MOST = 65_535
+
+
+class CodedScan(NamedTuple):
+    """One query's arrays while it is scanned; n repetitions, B buckets, room for k products."""
+
+    scores: NDArray[np.float32]  # (n, B)
+    codes: NDArray[np.uint8]  # (n, B)
+    columns: NDArray[Any]  # (R, K): buckets
+    repetitions: NDArray[np.int64]  # (n,): which rows of ``columns``
+    bitmap: NDArray[np.uint8]  # products allowed, one bit each; or empty
+    heap_scores: NDArray[np.float64]  # (k,)
+    heap_classes: NDArray[np.int64]  # (k,)
+
+
+@njit(nogil=True, cache=True)
+def encode(
+    scores: NDArray[np.float32], tops: NDArray[np.float32], codes: NDArray[np.uint8]
+) -> Float:
+    """Fill ``codes``, shape (n, B), from ``scores`` and each row's best score; return the step.
+
+    The range is taken from a sample: what lies below it gets the last code, which is no more
+    than it may get.
+    """
+    rows, buckets = scores.shape
+    span = np.float32(0.0)
+    for q in range(rows):
+        for i in range(min(_SAMPLE, buckets)):
+            score = scores[q, i * buckets // min(_SAMPLE, buckets)]
+            if score > -np.inf:
+                span = max(span, tops[q] - score)
+    step = np.float32(span / np.float32(255.0))
+    if not (step > np.float32(1e-30) and step < np.inf):
+        step = np.float32(1.0)
+    inverse = np.float32(1.0) / step
+    for q in range(rows):
+        top = tops[q]
+        if top == -np.inf:
+            codes[q] = 0
+            continue
+        for v in range(buckets):
+            codes[q, v] = np.uint8(np.int32(min((top - scores[q, v]) * inverse, np.float32(255.0))))
+    return np.float64(step)
+
+
+@njit(nogil=True, cache=True)
+def _most(reached: Float, top_sum: Float, top_magnitude: Float, rows: Int, step: Float) -> Int:
+    """The largest sum of codes that a product scoring ``reached`` can have.
+
+    Rounding moves a code by less than 2**-14, so all of them by less than one, and the sums of
+    scores by less than ``error``.
+    """
+    error = rows * 2.0**-48 * (top_magnitude + abs(top_sum - reached))
+    most = (top_sum - reached + error) / step + 1.0
+    return np.int64(most) if most < _MOST else np.int64(_MOST)
+
+
+@njit(nogil=True, cache=True)
+def _add_codes(scan: CodedScan, start: Int, length: Int, sums: NDArray[np.uint16]) -> None:
+    """Add up the codes of consecutive products: two repetitions at a time."""
+    n = scan.codes.shape[0]
+    sums[:length] = 0
+    q = 0
+    while q + 2 <= n:
+        row0, row1 = scan.codes[q], scan.codes[q + 1]
+        column0 = scan.columns[scan.repetitions[q], start : start + length]
+        column1 = scan.columns[scan.repetitions[q + 1], start : start + length]
+        for f in range(np.uint64(length)):
+            sums[f] += np.uint16(row0[np.uint64(column0[f])]) + np.uint16(
+                row1[np.uint64(column1[f])]
+            )
+        q += 2
+    if q < n:
+        row = scan.codes[q]
+        column = scan.columns[scan.repetitions[q], start : start + length]
+        for f in range(np.uint64(length)):
+            sums[f] += np.uint16(row[np.uint64(column[f])])
+
+
+@njit(nogil=True, cache=True)
+def _allowed(bitmap: NDArray[np.uint8], label: Int) -> Bool:
+    return bitmap.shape[0] == 0 or (bitmap[label >> 3] >> np.uint8(label & 7)) & 1 != 0
+
+
+@njit(nogil=True, cache=True)
+def _offer(scan: CodedScan, label: Int, size: Int) -> Int:
+    """Score a product exactly, as the float64 sum in order of repetition; the heap's new size."""
+    total = 0.0
+    for q in range(scan.scores.shape[0]):
+        total += np.float64(scan.scores[q, np.int64(scan.columns[scan.repetitions[q], label])])
+    return heap_push(scan.heap_scores, scan.heap_classes, size, total, label)
+
+
+@njit(nogil=True, cache=True)
+def _best_codes(
+    scan: CodedScan, sums: NDArray[np.uint16], start: Int, length: Int, wanted: Int
+) -> Int:
+    """A sum of codes that ``wanted`` allowed products of a chunk, or all there are, do not exceed.
+
+    What is not allowed gets the largest sum.
+    """
+    falling = np.empty(length, np.float32)
+    for f in range(length):
+        if not _allowed(scan.bitmap, start + f):
+            sums[f] = _MOST
+        falling[f] = -np.float32(sums[f])
+    return np.int64(-kth_largest(falling, length, min(wanted, length)))
+
+
+@njit(nogil=True, cache=True)
+def scan_codes(
+    scan: CodedScan,
+    step: Float,
+    start: Int,
+    end: Int,
+    size: Int,
+    reached: Float,
+    top_sum: Float,
+    top_magnitude: Float,
+) -> tuple[Int, Int]:
+    """Offer products ``start`` to ``end`` to a heap of ``size``.
+
+    ``reached`` is a score known to be reached by k products, or -inf; ``top_sum`` the sum of the
+    rows' best scores and ``top_magnitude`` that of their absolute values. Returns where to go on,
+    past all products if none further on can be better, and the heap's new size.
+    """
+    k = scan.heap_scores.shape[0]
+    n = scan.codes.shape[0]
+    sums = np.empty(_CHUNK, np.uint16)
+    for chunk in range(start, end, _CHUNK):
+        if size == k and scan.heap_scores[0] >= top_sum:
+            return 2**62, size  # a tie with the worst kept comes after it: classes rise
+        length = min(_CHUNK, end - chunk)
+        _add_codes(scan, chunk, length, sums)
+        first = np.int64(-1)  # sums up to this one are done
+        if size < k and reached == -np.inf:
+            first = _best_codes(scan, sums, chunk, length, k - size)
+            for f in range(length):
+                if np.int64(sums[f]) <= first and _allowed(scan.bitmap, chunk + f):
+                    size = _offer(scan, chunk + f, size)
+        least = reached
+        if size == k:
+            least = max(least, scan.heap_scores[0])
+        most = _most(least, top_sum, top_magnitude, n, step)
+        for block in range(0, length, _BLOCK):
+            past = min(block + _BLOCK, length)
+            smallest = np.uint16(_MOST)
+            for f in range(np.uint64(block), np.uint64(past)):
+                smallest = min(smallest, sums[f])
+            if np.int64(smallest) > most:
+                continue
+            for f in range(block, past):
+                if first < np.int64(sums[f]) <= most and _allowed(scan.bitmap, chunk + f):
+                    size = _offer(scan, chunk + f, size)
+                    if size == k and scan.heap_scores[0] > least:
+                        least = scan.heap_scores[0]
+                        most = _most(least, top_sum, top_magnitude, n, step)
+    return end, size
