@@ -6,7 +6,8 @@ STAMP := $(VENV)/.installed
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 PACKAGES := mach trainer shard_server aggregator
 
-.PHONY: help install quickstart bench-accuracy test test-all check format protos clean
+.PHONY: help install quickstart bench-accuracy bench-merge bench-fleet soak \
+	test test-all check format protos clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -48,6 +49,26 @@ protos: $(STAMP) ## Generate mach/v1 from protos/
 bench-accuracy: $(STAMP) ## Compare accuracy and cost with PECOS, omikuji and fastText (an hour)
 	$(RUN) python -m benchmarks.accuracy $(DATASETS) $(if $(TIB),--tib $(TIB)) \
 		$(if $(ONLY),--only $(ONLY)) $(if $(SKIP),--skip $(SKIP)) $(if $(RESUME),--resume)
+
+# PARTS: sizes, scaling, related, filters, stored; all by default.
+bench-merge: $(STAMP) ## Measure the top-k at several sizes (half an hour)
+	$(RUN) python -m benchmarks.merge measure $(PARTS)
+	$(RUN) python -m benchmarks.merge report
+
+# BUNDLE and, to know what is right, QUERIES: interactions; ONLY and SKIP (comma separated).
+bench-fleet: $(STAMP) ## Measure serving: BUNDLE=DIR [QUERIES=FILE]
+	$(RUN) python -m benchmarks.fleet --bundle $(BUNDLE) $(if $(QUERIES),--queries $(QUERIES)) \
+		$(if $(ONLY),--only $(ONLY)) $(if $(SKIP),--skip $(SKIP))
+
+# Without a BUNDLE one is trained from the example's clicks, and nothing goes into the docs.
+MINUTES ?= 60
+SOAK_BUNDLE := $(or $(BUNDLE),out/soak.bundle)
+soak: $(STAMP) ## An hour of mixed load, memory flat: [BUNDLE=DIR] [MINUTES=60]
+	$(if $(BUNDLE),,test -d $(SOAK_BUNDLE) || (mkdir -p out && $(RUN) mach train \
+		examples/data/clicks.csv --catalog examples/data/catalog.csv --repetitions 4 \
+		--out $(SOAK_BUNDLE)))
+	$(RUN) python -m benchmarks.fleet.soak --bundle $(SOAK_BUNDLE) --minutes $(MINUTES) \
+		$(if $(BUNDLE),$(if $(QUERIES),--queries $(QUERIES)),--results out --page out/none)
 
 clean: ## Remove .venv and caches
 	rm -rf $(VENV) .venvs .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
