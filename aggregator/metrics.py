@@ -91,14 +91,20 @@ class AggregatorMetrics:
         for version, state in zip(versions, ("active", "standby"), strict=False):
             self._bundles.labels(version, state).set(1)
 
-    def rpc(self, repetitions: tuple[int, ...], outcome: str, seconds: float) -> None:
-        """A shard answered, failed, or was given up."""
+    def rpc(
+        self,
+        repetitions: tuple[int, ...],
+        outcome: str,
+        seconds: float,
+        exemplar: dict[str, str] | None = None,
+    ) -> None:
+        """A shard answered, failed, or was given up; in a trace, if there is an exemplar."""
         for repetition in repetitions:
             child = self._rpc_children.get((repetition, outcome))
             if child is None:
                 child = self._rpc.labels(str(repetition), outcome)
                 self._rpc_children[repetition, outcome] = child
-            child.observe(seconds)
+            child.observe(seconds, exemplar)
 
     def covered(self, coverage: Coverage) -> None:
         """A call was answered."""

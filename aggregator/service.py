@@ -46,6 +46,7 @@ class AggregatorService(Service):
     """
 
     bundles: BundleHost[ServedBundle]
+    starts_traces = True
     names = (search_pb2.DESCRIPTOR.services_by_name["SearchService"].full_name,)
 
     def __init__(self, settings: AggregatorSettings, registry: CollectorRegistry) -> None:

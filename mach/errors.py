@@ -49,9 +49,14 @@ __all__ = [
 
 
 class MachError(Exception):
-    """Base of all errors of this project."""
+    """Base of all errors of this project.
+
+    ``request_id`` is what the server's log calls the call that failed; empty where no server
+    answered.
+    """
 
     status: grpc.StatusCode = grpc.StatusCode.INTERNAL
+    request_id: str = ""
 
 
 class UserError(MachError):

@@ -13,12 +13,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context, copy_context
+from functools import partial
 
+from mach import tracing
 from mach.errors import DeadlineExceeded, MachError, Overloaded, Unavailable
 from mach.features import SparseBatch
 from mach.inference import LoadedBundle
 from mach.wire import EncodedRows, encode_rows
 from shard_server.metrics import ShardMetrics
+from shard_server.tracing import trace_run
 
 __all__ = ["Batcher", "Job"]
 
@@ -41,11 +45,14 @@ class Job:
         queue_seconds: how long it waited.
         inference_seconds: how long the batch it ran in took.
         seconds: what it adds to the time of a batch, as estimated.
+        span: of the request, if it is sampled.
+        context: of the call, for what is logged about this job.
     """
 
     __slots__ = (
-        "answers", "cancelled", "deadline", "encoding", "error", "features", "inference_seconds",
-        "loaded", "on_done", "queue_seconds", "received", "repetitions", "seconds",
+        "answers", "cancelled", "context", "deadline", "encoding", "error", "features",
+        "inference_seconds", "loaded", "on_done", "queue_seconds", "received", "repetitions",
+        "seconds", "span",
     )  # fmt: skip
 
     def __init__(
@@ -74,6 +81,8 @@ class Job:
         self.seconds = loaded.marginal_seconds(
             len(features), len(features.indices), len(repetitions)
         )
+        self.span = tracing.sampled()
+        self.context = copy_context()
 
     def cancel(self) -> None:
         """Nobody waits any more: drop it if it has not started, forget its answer if it has."""
@@ -113,6 +122,7 @@ class Batcher:
         self._busy_until = 0.0
         self._pumping = False
         self._closed = False
+        self._context = Context()  # a batch is no one request's
 
     def submit(self, job: Job) -> None:
         """Queue a job; ``job.on_done`` follows, never before this returns.
@@ -144,7 +154,7 @@ class Batcher:
         if not self._pumping:
             self._pumping = True
             # Not at once: requests that arrived together are handled before this runs.
-            asyncio.get_running_loop().call_soon(self._pump)
+            asyncio.get_running_loop().call_soon(self._pump, context=self._context)
 
     def close(self) -> None:
         """Refuse what waits and end the worker threads."""
@@ -198,7 +208,7 @@ class Batcher:
                 batch.append(job)
                 rows += count
                 job.queue_seconds = now - job.received
-                self._metrics.queue_wait.observe(job.queue_seconds)
+                self._metrics.queue_wait.observe(job.queue_seconds, tracing.exemplar(job.span))
             else:
                 self._metrics.dropped("cancelled" if job.cancelled else "expired").inc()
                 self._drop(job, DeadlineExceeded("the request waited longer than its deadline"))
@@ -224,7 +234,8 @@ class Batcher:
             self._compute(batch, features, repetitions)
         except Exception as error:
             if len(batch) == 1:
-                _logger.exception("inference failed")
+                # A copy: several threads may log about one job.
+                batch[0].context.copy().run(_logger.exception, "inference failed")
                 batch[0].error = MachError("inference failed; see the shard's log")
                 batch[0].error.__cause__ = error
             else:  # whatever it was, it is one request's alone
@@ -237,7 +248,9 @@ class Batcher:
     def _compute(
         self, batch: Sequence[Job], features: SparseBatch, repetitions: Sequence[int]
     ) -> None:
-        answers = batch[0].loaded.run(features, repetitions, self._observe)
+        span = next((job.span for job in batch if job.span is not None), None)
+        observe = partial(self._observe, tracing.exemplar(span))
+        answers = batch[0].loaded.run(features, repetitions, observe)
         together = all(job.encoding == batch[0].encoding for job in batch)
         for repetition, rows in answers.items():
             whole = encode_rows(rows, batch[0].encoding) if together else None
@@ -251,8 +264,8 @@ class Batcher:
                 )
                 start = stop
 
-    def _observe(self, repetition: int, seconds: float) -> None:
-        self._metrics.inference(repetition).observe(seconds)
+    def _observe(self, exemplar: dict[str, str] | None, repetition: int, seconds: float) -> None:
+        self._metrics.inference(repetition).observe(seconds, exemplar)
 
     def _finish(self, batch: Sequence[Job]) -> None:
         self._busy_until = 0.0
@@ -262,6 +275,7 @@ class Batcher:
         else:
             self._pumping = False
         self._metrics.in_flight.dec(len(batch))
+        trace_run(batch)
         for job in batch:
             if not job.cancelled:
                 job.on_done(job)

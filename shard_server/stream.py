@@ -12,16 +12,21 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from mach import tracing
 from mach.errors import InvalidInput, MachError, Unavailable, status_of
 from mach.v1 import shard_pb2
 from shard_server.batcher import Job
 from shard_server.core import ShardCore
 from shard_server.messages import fill_response, make_job
 from shard_server.metrics import ShardMetrics
+from shard_server.tracing import begin_message, end_message
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 __all__ = ["PredictStreams"]
 
@@ -116,7 +121,7 @@ class _Stream:
             for task in (self._reader, writer):
                 task.cancel()
             for job in self._jobs.values():
-                job.cancel()
+                _cancel(job)
             self._jobs.clear()
             await asyncio.gather(self._reader, writer, return_exceptions=True)
 
@@ -128,24 +133,27 @@ class _Stream:
             message = await self._context.read()
             if message is grpc.aio.EOF:
                 return
+            received = time.monotonic()
+            span = begin_message(message, received)
+            tracing.enter(span)
             try:
-                await self._accept(message)
+                await self._accept(message, received)
             except MachError as error:
-                self._answer_error(message.id, error)
+                self._answer_error(message.id, error, span)
             except Exception:
                 _logger.exception("PredictStream failed on a request")
-                self._answer_error(message.id, MachError("the server failed; see its log"))
+                failure = MachError("the server failed; see its log")
+                self._answer_error(message.id, failure, span)
 
-    async def _accept(self, message: shard_pb2.PredictStreamRequest) -> None:
+    async def _accept(self, message: shard_pb2.PredictStreamRequest, received: float) -> None:
         number = message.id
         if message.cancel:
             job = self._jobs.pop(number, None)
             if job is not None:
-                job.cancel()
+                _cancel(job)
             return
         if number in self._jobs:
             raise InvalidInput("id", f"{number} is in flight on this stream already")
-        received = time.monotonic()
         timeout = message.timeout_us
         job = await make_job(
             self._core,
@@ -161,19 +169,21 @@ class _Stream:
         def answer(job: Job) -> None:
             self._jobs.pop(number, None)
             if job.error is not None:
-                self._answer_error(number, job.error)
+                self._answer_error(number, job.error, job.span)
                 return
             response = shard_pb2.PredictStreamResponse(id=number)
             fill_response(response.response, job)
             self._metrics.requests("OK").inc()
+            end_message(job.span, "OK")
             self._outbox.append(response)
             self._progress.set()
 
         return answer
 
-    def _answer_error(self, number: int, error: MachError) -> None:
+    def _answer_error(self, number: int, error: MachError, span: Span | None) -> None:
         status = status_of(error)
         self._metrics.requests(status.name).inc()
+        end_message(span, status.name)
         self._outbox.append(
             shard_pb2.PredictStreamResponse(id=number, code=status.value[0], message=str(error))
         )
@@ -188,3 +198,8 @@ class _Stream:
                 return
             self._progress.clear()
             await self._progress.wait()
+
+
+def _cancel(job: Job) -> None:
+    job.cancel()
+    end_message(job.span, "CANCELLED")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from aggregator.coverage import MissingReason
 from aggregator.fanout.endpoint import Endpoint
@@ -12,8 +13,14 @@ from aggregator.requests import Query, SearchOptions
 from aggregator.results import SearchResult, Timings
 from aggregator.served import ServedBundle
 from aggregator.transport import Payload
+from mach import tracing
 from mach.merge import ProductSet
 from mach.wire import EncodedRows
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+    from aggregator.fanout.tracing import BatchTrace
 
 __all__ = ["Batch", "Job", "JobAnswer", "Message"]
 
@@ -41,6 +48,7 @@ class Job:
         first_query: position of its first query in a call of several; None in a call of one.
         first_row: its first row in the batch.
         batch: the batch it was sent in; None while it waits.
+        span: of the call, if it is sampled.
     """
 
     __slots__ = (
@@ -55,6 +63,7 @@ class Job:
         "queries",
         "queued_at",
         "served",
+        "span",
     )
 
     def __init__(
@@ -79,6 +88,7 @@ class Job:
         self.first_query = first_query
         self.first_row = 0
         self.batch: Batch | None = None
+        self.span = tracing.sampled()
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -111,6 +121,7 @@ class Message:
         tried: the endpoints asked for these repetitions, this one included.
         is_hedge: whether another endpoint was asked first and had not answered.
         withdraw: takes it back.
+        span: of it, if the batch is traced.
     """
 
     __slots__ = (
@@ -119,6 +130,7 @@ class Message:
         "is_hedge",
         "repetitions",
         "sent_at",
+        "span",
         "tried",
         "withdraw",
     )
@@ -139,6 +151,7 @@ class Message:
         self.tried = tried
         self.is_hedge = is_hedge
         self.withdraw: Callable[[], None] = lambda: None
+        self.span: Span | None = None
 
 
 class Batch:
@@ -162,6 +175,7 @@ class Batch:
         hedge_at: when slow ones are hedged, loop time.
         holds_slot: whether it counts as in flight.
         timer: the next look at it.
+        trace: its spans, if one of its calls is sampled.
     """
 
     __slots__ = (
@@ -182,6 +196,7 @@ class Batch:
         "served",
         "suspect_at",
         "timer",
+        "trace",
     )
 
     def __init__(
@@ -190,6 +205,7 @@ class Batch:
         payload: Payload,
         featurize_seconds: float,
         sent_at: float,
+        trace: BatchTrace | None = None,
     ) -> None:
         self.served = jobs[0].served
         self.jobs = jobs
@@ -208,6 +224,7 @@ class Batch:
         self.hedge_at = float("inf")
         self.holds_slot = True
         self.timer: asyncio.TimerHandle | None = None
+        self.trace = trace
         row = 0
         for job in jobs:
             job.batch, job.first_row = self, row

@@ -15,6 +15,7 @@ from aggregator.fanout.fleet import Fleet
 from aggregator.fanout.hedging import Hedging
 from aggregator.metrics import AggregatorMetrics
 from aggregator.policy import FanOutPolicy
+from mach import tracing
 from mach.errors import MachError
 from mach.v1 import shard_pb2
 from mach.wire import EncodedRows
@@ -103,7 +104,7 @@ class Dispatcher:
         for message in batch.messages:
             seconds = now - message.sent_at
             if not message.is_hedge or seconds >= self._policy.straggler_seconds:
-                self._metrics.rpc(message.repetitions, "late", seconds)
+                self._count(message, "late", seconds)
                 self._lapse(
                     message.endpoint, seconds, MissingReason.TIMEOUT, "is late", wrong=False
                 )
@@ -114,6 +115,7 @@ class Dispatcher:
         for message in batch.messages:
             message.endpoint.calls -= 1
             message.withdraw()
+            _end(message, "withdrawn")
         batch.messages.clear()
 
     def _choose(
@@ -139,6 +141,13 @@ class Dispatcher:
         is_hedge: bool = False,
     ) -> None:
         message = Message(batch, endpoint, repetitions, now, tried | {endpoint}, is_hedge)
+        headers: tracing.Headers = ()
+        if batch.trace is not None:
+            is_retry = bool(tried) and not is_hedge
+            message.span = batch.trace.message(
+                endpoint.address, repetitions, is_hedge=is_hedge, is_retry=is_retry, at=now
+            )
+            headers = batch.trace.headers(message.span)
         endpoint.calls += 1
         endpoint.asked = now
         batch.messages.add(message)
@@ -147,6 +156,7 @@ class Dispatcher:
             () if repetitions == endpoint.repetitions else repetitions,
             max(0.001, deadline - now),
             partial(self._answered, message),
+            headers,
         )
 
     def _again(self, message: Message, now: float, *, is_hedge: bool, costs: bool) -> bool:
@@ -210,7 +220,8 @@ class Dispatcher:
             self._failed(message, outcome, seconds, now)
         else:
             endpoint.answered(seconds, now)
-            self._metrics.rpc(message.repetitions, "ok", seconds)
+            self._count(message, "ok", seconds)
+            _end(message, "ok", now)
             self._hedging.answered(seconds)
             if message.is_hedge and not rows.keys() <= batch.rows.keys():
                 self._metrics.hedges.labels("won").inc()
@@ -222,7 +233,8 @@ class Dispatcher:
     def _failed(self, message: Message, error: MachError, seconds: float, now: float) -> None:
         batch, endpoint = message.batch, message.endpoint
         reason = reason_of(error)
-        self._metrics.rpc(message.repetitions, reason.name.lower(), seconds)
+        self._count(message, reason.name.lower(), seconds)
+        _end(message, reason.name.lower(), now)
         if reason is MissingReason.VERSION_MISMATCH:
             endpoint.ask_again()
         elif reason is MissingReason.UNAVAILABLE:
@@ -238,9 +250,17 @@ class Dispatcher:
             self._metrics.retries.inc()
         batch.missing.update(dict.fromkeys(batch.lacking(message), reason))
 
+    def _count(self, message: Message, outcome: str, seconds: float) -> None:
+        self._metrics.rpc(message.repetitions, outcome, seconds, tracing.exemplar(message.span))
+
     def _lapse(
         self, endpoint: Endpoint, seconds: float, reason: MissingReason, what: str, *, wrong: bool
     ) -> None:
         endpoint.reason = reason
         if endpoint.lapsed(seconds) and self._fleet.eject(endpoint, what, wrong=wrong):
             self._metrics.ejections.inc()
+
+
+def _end(message: Message, outcome: str, now: float | None = None) -> None:
+    if message.span is not None and message.batch.trace is not None:
+        message.batch.trace.message_ended(message.span, outcome, now)

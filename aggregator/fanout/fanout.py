@@ -6,17 +6,20 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
+from contextvars import Context
 
 from aggregator.coverage import Coverage, MissingReason, too_few
 from aggregator.fanout.admission import Queue
 from aggregator.fanout.batch import Batch, Job, JobAnswer
 from aggregator.fanout.dispatch import Dispatcher
 from aggregator.fanout.fleet import Fleet
+from aggregator.fanout.tracing import BatchTrace
 from aggregator.fanout.work import Merge, Merging
 from aggregator.metrics import AggregatorMetrics
 from aggregator.policy import FanOutPolicy
 from aggregator.results import Timings
 from aggregator.transport import Payload
+from mach import tracing
 from mach.errors import Unavailable
 from mach.features import SparseBatch
 
@@ -64,6 +67,8 @@ class FanOut:
         self._merge_seconds = 1.0  # a query's, smoothed; at first it is not known to be short
         self._scheduled = False
         self._closed = False
+        # Batches are no one call's, so what is done for them runs in no call's context.
+        self._context = Context()
 
     async def run(self, job: Job) -> JobAnswer:
         """Wait for the answer to a job.
@@ -80,8 +85,7 @@ class FanOut:
         self._queue.push(job, busy=self._busy)
         if not self._scheduled and not self._busy:
             # Not at once: calls that the event loop has ready come along.
-            self._scheduled = True
-            self._loop.call_soon(self._flush)
+            self._schedule()
         try:
             return await job.future
         except asyncio.CancelledError:
@@ -112,6 +116,10 @@ class FanOut:
 
     # Sending
 
+    def _schedule(self) -> None:
+        self._scheduled = True
+        self._loop.call_soon(self._flush, context=self._context)
+
     def _flush(self) -> None:
         self._scheduled = False
         while self._queue and not self._busy:
@@ -130,18 +138,23 @@ class FanOut:
 
     def _send(self, jobs: list[Job]) -> None:
         started = self._loop.time()
+        trace = BatchTrace.begin(jobs, started)
         jobs, features = self._featurize(jobs)
-        if not jobs:
-            return
         now = self._loop.time()
+        if trace is not None:
+            trace.featurized(started, now)
+        if not jobs:
+            if trace is not None:
+                trace.close()
+            return
         served = jobs[0].served
         payload = Payload(features, served.version, self._policy.encoding)
-        batch = Batch(jobs, payload, now - started, now)
+        batch = Batch(jobs, payload, now - started, now, trace)
         self._batches.add(batch)
         self._in_flight += 1
         self._metrics.batch_size.observe(len(batch))
         for job in jobs:
-            self._metrics.queue_wait.observe(started - job.queued_at)
+            self._metrics.queue_wait.observe(started - job.queued_at, tracing.exemplar(job.span))
         self._dispatcher.send(batch, now)
         self._advance(batch, now)
 
@@ -175,7 +188,7 @@ class FanOut:
         if batch.timer is None or batch.timer.when() > at:
             if batch.timer is not None:
                 batch.timer.cancel()
-            batch.timer = self._loop.call_at(at, self._tick, batch)
+            batch.timer = self._loop.call_at(at, self._tick, batch, context=self._context)
 
     def _tick(self, batch: Batch) -> None:
         batch.timer = None
@@ -218,8 +231,10 @@ class FanOut:
                 ready.append(job)
         if not ready:
             return
-        self._metrics.fanout.observe(now - batch.sent_at)
+        self._metrics.fanout.observe(now - batch.sent_at, _exemplar(batch))
         self._merging += 1
+        if batch.trace is not None:
+            batch.trace.merging()
         merge = Merging(batch, ready, dict(batch.rows), coverage, now)
         if len(batch) * self._merge_seconds <= self._policy.inline_merge_seconds:
             merge.run(self._merge)
@@ -229,12 +244,14 @@ class FanOut:
 
     def _merge_in_thread(self, merge: Merging) -> None:
         merge.run(self._merge)
-        self._loop.call_soon_threadsafe(self._merged, merge)
+        self._loop.call_soon_threadsafe(self._merged, merge, context=self._context)
 
     def _merged(self, merge: Merging) -> None:
         batch, jobs, results = merge.batch, merge.jobs, merge.results
         merge_seconds = self._loop.time() - merge.arrived
-        self._metrics.merge.observe(merge_seconds)
+        self._metrics.merge.observe(merge_seconds, _exemplar(batch))
+        if batch.trace is not None:
+            batch.trace.merged(jobs, merge.coverage, merge.arrived, merge.arrived + merge_seconds)
         self._merging -= 1
         self._merge_seconds += (merge.cpu_seconds / len(batch) - self._merge_seconds) * _SMOOTHING
         if isinstance(results, Exception):
@@ -255,8 +272,7 @@ class FanOut:
                     )
                 )
         if self._queue and not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._flush)
+            self._schedule()
 
     # Letting go
 
@@ -265,8 +281,7 @@ class FanOut:
         self._in_flight -= 1
         self._queue.served(now - batch.sent_at)
         if self._queue and not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._flush)
+            self._schedule()
 
     def _close(self, batch: Batch) -> None:
         """Forget a batch; answers that have not come are not wanted any more."""
@@ -274,6 +289,8 @@ class FanOut:
             batch.timer.cancel()
             batch.timer = None
         self._dispatcher.withdraw(batch)
+        if batch.trace is not None and batch in self._batches:
+            batch.trace.close()
         batch.jobs.clear()
         self._batches.discard(batch)
         if batch.holds_slot:
@@ -287,3 +304,7 @@ class FanOut:
         batch.jobs.remove(job)
         if not batch.jobs:
             self._close(batch)
+
+
+def _exemplar(batch: Batch) -> dict[str, str] | None:
+    return tracing.exemplar(batch.trace.span) if batch.trace is not None else None

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from mach.errors import MachError
 from mach.features import SparseBatch
+from mach.tracing import Headers
 from mach.v1 import shard_pb2
 from mach.wire import sparse_to_proto
 
@@ -99,13 +100,18 @@ class ShardTransport(Protocol):
         """
 
     def predict(
-        self, payload: Payload, repetitions: tuple[int, ...], seconds: float, done: Done
+        self,
+        payload: Payload,
+        repetitions: tuple[int, ...],
+        seconds: float,
+        done: Done,
+        trace: Headers = (),
     ) -> Withdraw:
         """Start a prediction.
 
         ``done`` is called from the event loop, never from within this call. The shard is told
         that an answer is of no use after ``seconds``; noticing that none came is the
-        caller's part.
+        caller's part. ``trace`` tells it of a sampled trace.
         """
 
     async def close(self) -> None:

@@ -10,6 +10,7 @@ from time import perf_counter
 from aggregator.transport.base import Done, Payload, ShardDescription, Withdraw
 from mach.errors import MachError, VersionMismatch
 from mach.inference import LoadedBundle
+from mach.tracing import Headers
 from mach.v1 import shard_pb2
 from mach.wire import encode_rows
 
@@ -40,7 +41,12 @@ class InProcessTransport:
         )
 
     def predict(
-        self, payload: Payload, repetitions: tuple[int, ...], seconds: float, done: Done
+        self,
+        payload: Payload,
+        repetitions: tuple[int, ...],
+        seconds: float,
+        done: Done,
+        trace: Headers = (),
     ) -> Withdraw:
         """See :class:`ShardTransport`."""
         loop = asyncio.get_running_loop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable
+from contextvars import Context
 from functools import partial
 from typing import cast
 
@@ -15,6 +16,7 @@ from google.protobuf.message import DecodeError
 from aggregator.transport.base import Done, Payload, ShardDescription, Withdraw
 from aggregator.transport.channel import error_of
 from mach.errors import InvalidInput, MachError, Unavailable, from_status
+from mach.tracing import Headers
 from mach.v1 import shard_pb2
 
 __all__ = ["StreamTransport"]
@@ -27,12 +29,13 @@ _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 class _Message:
     """A prediction that is not answered yet."""
 
-    __slots__ = ("body", "deadline", "done")
+    __slots__ = ("body", "deadline", "done", "trace")
 
-    def __init__(self, body: bytes, deadline: float, done: Done) -> None:
+    def __init__(self, body: bytes, deadline: float, done: Done, trace: Headers) -> None:
         self.body = body
         self.deadline = deadline
         self.done = done
+        self.trace = trace
 
 
 class StreamTransport:
@@ -72,12 +75,17 @@ class StreamTransport:
         return ShardDescription.from_proto(answer)
 
     def predict(
-        self, payload: Payload, repetitions: tuple[int, ...], seconds: float, done: Done
+        self,
+        payload: Payload,
+        repetitions: tuple[int, ...],
+        seconds: float,
+        done: Done,
+        trace: Headers = (),
     ) -> Withdraw:
         """See :class:`ShardTransport`."""
         number = next(self._ids)
         deadline = asyncio.get_running_loop().time() + seconds
-        message = _Message(payload.message(repetitions), deadline, done)
+        message = _Message(payload.message(repetitions), deadline, done, trace)
         self._unanswered[number] = self._outbox[number] = message
         self._start()
         self._wake.set()
@@ -92,7 +100,10 @@ class StreamTransport:
 
     def _start(self) -> None:
         if self._stream is None or self._stream.done():
-            self._stream = asyncio.create_task(self._run(), name=f"stream to {self.address}")
+            # It outlives the call that opens it and is not part of its context.
+            self._stream = asyncio.create_task(
+                self._run(), name=f"stream to {self.address}", context=Context()
+            )
 
     def _withdraw(self, number: int) -> None:
         if self._unanswered.pop(number, None) is None:
@@ -145,16 +156,19 @@ class StreamTransport:
                         continue
                     timeout_us = int((message.deadline - time()) * 1e6)
                     if timeout_us > 0:
-                        await call.write(_frame(number, timeout_us, message.body))
+                        await call.write(_frame(number, timeout_us, message.body, message.trace))
                 self._wake.clear()
                 await self._wake.wait()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             return  # the reader meets the same failure and reports it
 
 
-def _frame(number: int, timeout_us: int, request: bytes) -> bytes:
+def _frame(number: int, timeout_us: int, request: bytes, trace: Headers) -> bytes:
     """A ``PredictStreamRequest`` around a request that is serialized already."""
-    head = shard_pb2.PredictStreamRequest(id=number, timeout_us=timeout_us).SerializeToString()
+    message = shard_pb2.PredictStreamRequest(id=number, timeout_us=timeout_us)
+    for name, value in trace:  # fields are named as the headers are
+        setattr(message, name, value)
+    head = message.SerializeToString()
     length = len(request)
     tag = bytearray(b"\x12")  # field 2, length-delimited
     while length > 0x7F:

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from aggregator.transport.base import Done, Payload, ShardDescription, Withdraw
 from aggregator.transport.channel import error_of
 from mach.errors import InvalidInput, Unavailable
+from mach.tracing import Headers
 from mach.v1 import shard_pb2
 
 __all__ = ["UnaryTransport"]
@@ -48,10 +49,15 @@ class UnaryTransport:
         return ShardDescription.from_proto(answer)
 
     def predict(
-        self, payload: Payload, repetitions: tuple[int, ...], seconds: float, done: Done
+        self,
+        payload: Payload,
+        repetitions: tuple[int, ...],
+        seconds: float,
+        done: Done,
+        trace: Headers = (),
     ) -> Withdraw:
         """See :class:`ShardTransport`."""
-        task = asyncio.create_task(self._call(payload.message(repetitions), seconds, done))
+        task = asyncio.create_task(self._call(payload.message(repetitions), seconds, done, trace))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -60,9 +66,9 @@ class UnaryTransport:
 
         return withdraw
 
-    async def _call(self, message: bytes, seconds: float, done: Done) -> None:
+    async def _call(self, message: bytes, seconds: float, done: Done, trace: Headers) -> None:
         try:
-            data = await self._predict(message, timeout=seconds)
+            data = await self._predict(message, timeout=seconds, metadata=trace)
             answer = shard_pb2.PredictResponse.FromString(data)
         except grpc.aio.AioRpcError as error:
             done(error_of(error))

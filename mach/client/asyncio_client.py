@@ -11,6 +11,7 @@ import grpc.aio
 from mach.client.calls import (
     Query,
     channel_options,
+    make_metadata,
     make_options,
     make_queries,
     make_query,
@@ -23,6 +24,7 @@ from mach.client.results import (
     read_description,
     read_response,
 )
+from mach.client.tracing import traced
 from mach.v1 import search_pb2, search_pb2_grpc
 
 __all__ = ["AsyncMachClient"]
@@ -78,6 +80,7 @@ class AsyncMachClient:
         allowed: Sequence[str] = (),
         blocked: Sequence[str] = (),
         timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
+        request_id: str = "",
     ) -> SearchResult:
         """The best products for one query.
 
@@ -92,6 +95,7 @@ class AsyncMachClient:
             allowed: keep only these product ids; none for all.
             blocked: never return these product ids.
             timeout: seconds this call may take; the client's where not given.
+            request_id: by which the servers' logs name this call; theirs where not given.
 
         Raises:
             InvalidInput: an argument is wrong; the message names it.
@@ -114,10 +118,14 @@ class AsyncMachClient:
                 blocked,
             ),
         )
-        try:
-            response = await self._stub.Search(request, timeout=self._seconds(timeout))
-        except grpc.RpcError as error:
-            raise read_error(error) from None
+        metadata = make_metadata(request_id)
+        with traced("Search", metadata):
+            try:
+                response = await self._stub.Search(
+                    request, timeout=self._seconds(timeout), metadata=tuple(metadata)
+                )
+            except grpc.RpcError as error:
+                raise read_error(error) from None
         return read_response(response)
 
     async def search_batch(
@@ -133,6 +141,7 @@ class AsyncMachClient:
         allowed: Sequence[str] = (),
         blocked: Sequence[str] = (),
         timeout: float | None = None,  # noqa: ASYNC109 - it becomes the call's deadline
+        request_id: str = "",
     ) -> list[SearchResult]:
         """The best products for each of several queries; all succeed or the call fails.
 
@@ -151,10 +160,14 @@ class AsyncMachClient:
                 blocked,
             ),
         )
-        try:
-            response = await self._stub.SearchBatch(request, timeout=self._seconds(timeout))
-        except grpc.RpcError as error:
-            raise read_error(error) from None
+        metadata = make_metadata(request_id)
+        with traced("SearchBatch", metadata):
+            try:
+                response = await self._stub.SearchBatch(
+                    request, timeout=self._seconds(timeout), metadata=tuple(metadata)
+                )
+            except grpc.RpcError as error:
+                raise read_error(error) from None
         return read_batch(response)
 
     async def describe(

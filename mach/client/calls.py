@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,12 +14,21 @@ from mach.features import SparseBatch
 from mach.v1 import search_pb2
 from mach.wire import sparse_to_proto
 
-__all__ = ["Query", "channel_options", "make_options", "make_query", "read_error"]
+__all__ = [
+    "Query",
+    "channel_options",
+    "make_metadata",
+    "make_options",
+    "make_query",
+    "read_error",
+]
 
 #: Text, or one row of features made with the bundle's featurizer.
 Query = str | SparseBatch
 
 _PUSHBACK = "grpc-retry-pushback-ms"
+_REQUEST_ID = "x-request-id"
+_WELL_FORMED_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,63}")  # as the servers read it
 
 
 def channel_options(max_attempts: int, max_message_bytes: int) -> list[tuple[str, Any]]:
@@ -117,12 +127,30 @@ def make_options(
         raise InvalidInput("options", str(error)) from None
 
 
+def make_metadata(request_id: str) -> list[tuple[str, str]]:
+    """Write what goes with a call.
+
+    Raises:
+        InvalidInput: if the request id is not empty and not one that the servers accept.
+    """
+    if not request_id:
+        return []
+    if not _WELL_FORMED_ID.fullmatch(request_id):
+        raise InvalidInput(
+            "request_id",
+            "must be 1 to 64 letters, digits and . _ : / + = @ -, and begin with one "
+            f"of the former, got {request_id[:80]!r}",
+        )
+    return [(_REQUEST_ID, request_id)]
+
+
 def read_error(error: grpc.RpcError) -> MachError:
     """The error of this project for a failed call."""
     call: Any = error  # what gRPC raises is always a call, but its type does not say so
     found = from_status(call.code(), call.details() or "")
-    if isinstance(found, Overloaded):
-        for key, value in call.trailing_metadata() or ():
-            if key == _PUSHBACK and str(value).isdigit():
-                found.retry_after_ms = int(value)
+    for key, value in call.trailing_metadata() or ():
+        if key == _REQUEST_ID:
+            found.request_id = str(value)
+        elif key == _PUSHBACK and isinstance(found, Overloaded) and str(value).isdigit():
+            found.retry_after_ms = int(value)
     return found

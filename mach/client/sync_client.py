@@ -10,6 +10,7 @@ import grpc
 from mach.client.calls import (
     Query,
     channel_options,
+    make_metadata,
     make_options,
     make_queries,
     make_query,
@@ -22,6 +23,7 @@ from mach.client.results import (
     read_description,
     read_response,
 )
+from mach.client.tracing import traced
 from mach.v1 import search_pb2, search_pb2_grpc
 
 __all__ = ["MachClient"]
@@ -77,6 +79,7 @@ class MachClient:
         allowed: Sequence[str] = (),
         blocked: Sequence[str] = (),
         timeout: float | None = None,
+        request_id: str = "",
     ) -> SearchResult:
         """The best products for one query.
 
@@ -91,6 +94,7 @@ class MachClient:
             allowed: keep only these product ids; none for all.
             blocked: never return these product ids.
             timeout: seconds this call may take; the client's where not given.
+            request_id: by which the servers' logs name this call; theirs where not given.
 
         Raises:
             InvalidInput: an argument is wrong; the message names it.
@@ -113,10 +117,14 @@ class MachClient:
                 blocked,
             ),
         )
-        try:
-            response = self._stub.Search(request, timeout=self._seconds(timeout))
-        except grpc.RpcError as error:
-            raise read_error(error) from None
+        metadata = make_metadata(request_id)
+        with traced("Search", metadata):
+            try:
+                response = self._stub.Search(
+                    request, timeout=self._seconds(timeout), metadata=tuple(metadata)
+                )
+            except grpc.RpcError as error:
+                raise read_error(error) from None
         return read_response(response)
 
     def search_batch(
@@ -132,6 +140,7 @@ class MachClient:
         allowed: Sequence[str] = (),
         blocked: Sequence[str] = (),
         timeout: float | None = None,
+        request_id: str = "",
     ) -> list[SearchResult]:
         """The best products for each of several queries; all succeed or the call fails.
 
@@ -150,10 +159,14 @@ class MachClient:
                 blocked,
             ),
         )
-        try:
-            response = self._stub.SearchBatch(request, timeout=self._seconds(timeout))
-        except grpc.RpcError as error:
-            raise read_error(error) from None
+        metadata = make_metadata(request_id)
+        with traced("SearchBatch", metadata):
+            try:
+                response = self._stub.SearchBatch(
+                    request, timeout=self._seconds(timeout), metadata=tuple(metadata)
+                )
+            except grpc.RpcError as error:
+                raise read_error(error) from None
         return read_batch(response)
 
     def describe(self, *, timeout: float | None = None) -> FleetDescription:

@@ -24,6 +24,7 @@ __all__ = [
     "MetricsInterceptor",
     "Rpc",
     "WrappingInterceptor",
+    "code_of",
 ]
 
 #: Trailing metadata by which a server asks for patience; gRPC's own retries obey it.
@@ -156,9 +157,10 @@ class _Guard(AbstractAsyncContextManager[None]):
         if not isinstance(error, MachError):
             _logger.error("%s.%s failed", self._rpc.service, self._rpc.method, exc_info=error)
             await self._context.abort(grpc.StatusCode.INTERNAL, "the server failed; see its log")
-        trailing: tuple[tuple[str, str], ...] = ()
+        trailing: tuple[tuple[str, str], ...] = ()  # what was set before is sent
         if isinstance(error, Overloaded):
-            trailing = ((RETRY_PUSHBACK, str(error.retry_after_ms)),)
+            before = self._context.trailing_metadata() or ()
+            trailing = (*before, (RETRY_PUSHBACK, str(error.retry_after_ms)))
         await self._context.abort(status_of(error), str(error), trailing)
 
 
@@ -174,6 +176,17 @@ class ErrorInterceptor(WrappingInterceptor):
     def around(self, rpc: Rpc, context: Any) -> AbstractAsyncContextManager[None]:
         """See the class."""
         return _Guard(rpc, context)
+
+
+def code_of(context: Any, error: BaseException | None) -> str:
+    """The name of the status that a call ends with, seen from outside :class:`ErrorInterceptor`."""
+    if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+        remaining = context.time_remaining()
+        expired = remaining is not None and remaining <= 0
+        return "DEADLINE_EXCEEDED" if expired else "CANCELLED"
+    if error is None or isinstance(error, grpc.aio.AbortError):
+        return _CODE_NAMES.get(context.code() or 0, "UNKNOWN")
+    return "UNKNOWN"
 
 
 class _Timer(AbstractAsyncContextManager[None]):
@@ -194,14 +207,7 @@ class _Timer(AbstractAsyncContextManager[None]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
-            remaining = self._context.time_remaining()
-            expired = remaining is not None and remaining <= 0
-            code = "DEADLINE_EXCEEDED" if expired else "CANCELLED"
-        elif error is None or isinstance(error, grpc.aio.AbortError):
-            code = _CODE_NAMES.get(self._context.code() or 0, "UNKNOWN")
-        else:
-            code = "UNKNOWN"
+        code = code_of(self._context, error)
         self._metrics.handled(self._rpc, code, time.perf_counter() - self._start)
 
 

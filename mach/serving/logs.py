@@ -1,7 +1,7 @@
 """Log lines on stderr, for people or as JSON.
 
-Pass fields by ``extra={"bundle_version": ...}``: both formats show them. No log line
-carries query text.
+Pass fields by ``extra={"bundle_version": ...}``: both formats show them. Lines written during a
+call carry its request id and, where it is traced, its trace id. No log line carries query text.
 """
 
 from __future__ import annotations
@@ -9,10 +9,16 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-__all__ = ["configure_logging"]
+from mach import tracing
+
+__all__ = ["configure_logging", "request_id"]
+
+#: The request id of the call at hand; empty outside calls.
+request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 _STANDARD = set(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
@@ -52,6 +58,22 @@ class _TextFormatter(logging.Formatter):
         return line
 
 
+class _CallFields(logging.Filter):
+    """Adds ``request_id``, ``trace_id`` and ``span_id`` of the call during which a line is written.
+
+    A field that the line was given stays.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if current := request_id.get():
+            record.__dict__.setdefault("request_id", current)
+        if (span := tracing.current()) is not None:
+            context = span.get_span_context()
+            record.__dict__.setdefault("trace_id", f"{context.trace_id:032x}")
+            record.__dict__.setdefault("span_id", f"{context.span_id:016x}")
+        return True
+
+
 class _CallersThatLeft(logging.Filter):
     """Drops gRPC's traceback for an answer that could not be sent because the caller is gone.
 
@@ -76,6 +98,7 @@ def configure_logging(
     """Send all log lines of this process to stderr in one format."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if style == "json" else _TextFormatter())
+    handler.addFilter(_CallFields())  # a handler's filter runs where the line is written
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

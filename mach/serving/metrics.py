@@ -19,7 +19,7 @@ from prometheus_client import (
     start_http_server,
 )
 
-from mach import __version__
+from mach import __version__, tracing
 from mach.errors import ConfigError
 from mach.serving.settings import split_address
 
@@ -79,7 +79,7 @@ class ServerMetrics:
     def handled(self, rpc: tuple[str, str, str], code: str, seconds: float) -> None:
         """It ended with a status code after some seconds."""
         self._handled(*rpc, code).inc()
-        self._seconds(*rpc).observe(seconds)
+        self._seconds(*rpc).observe(seconds, tracing.exemplar(tracing.sampled()))
 
 
 def start_metrics_server(

@@ -17,10 +17,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
+from mach import tracing
 from mach.errors import ConfigError, UserError
 from mach.serving.admin import ADMIN_SERVICE, AdminServicer
 from mach.serving.binding import bind, write_ready_file
 from mach.serving.bundles import BundleHost
+from mach.serving.calls import CallInterceptor
 from mach.serving.health import Health
 from mach.serving.interceptors import ErrorInterceptor, MetricsInterceptor
 from mach.serving.logs import configure_logging
@@ -42,6 +44,8 @@ class Service(ABC):
     names: Sequence[str]
     #: The bundles that the admin service switches between; None where there are none.
     bundles: BundleHost[Any] | None = None
+    #: Whether a call that belongs to no trace begins one, if the sampler says so.
+    starts_traces = False
 
     @abstractmethod
     def register(self, server: grpc.aio.Server) -> None:
@@ -103,13 +107,14 @@ async def serve(
         settings: where and how.
         registry: what the metrics port shows.
         reuse_port: let other processes listen on the same port, each taking some connections.
-        interceptors: run inside the error and metrics interceptors, in this order.
+        interceptors: run inside those for request ids, metrics and errors, in this order.
 
     Raises:
         ConfigError: if an address cannot be bound.
         UserError: what :meth:`Service.start` raises.
     """
     around = [
+        CallInterceptor(starts_traces=service.starts_traces),
         MetricsInterceptor(ServerMetrics(registry)),
         ErrorInterceptor(),
         *interceptors,
@@ -233,7 +238,11 @@ def run(
         await serve(factory(settings, registry), settings, registry, reuse_port=reuse_port)
 
     try:
-        asyncio.run(main())
+        end_tracing = tracing.configure(component)
+        try:
+            asyncio.run(main())
+        finally:
+            end_tracing()
     except UserError as error:
         if settings.log_format == "json":
             _logger.error("%s", error)

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from mach.v1 import features_pb2 as mach_dot_v1_dot_features__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13mach/v1/shard.proto\x12\x07mach.v1\x1a\x16mach/v1/features.proto\"\x1a\n\tTextBatch\x12\r\n\x05texts\x18\x01 \x03(\t\"\xbd\x01\n\x0ePredictRequest\x12\x16\n\x0e\x62undle_version\x18\x01 \x01(\t\x12+\n\x08\x66\x65\x61tures\x18\x02 \x01(\x0b\x32\x17.mach.v1.SparseFeaturesH\x00\x12#\n\x05texts\x18\x03 \x01(\x0b\x32\x12.mach.v1.TextBatchH\x00\x12\x13\n\x0brepetitions\x18\x04 \x03(\r\x12#\n\x08\x65ncoding\x18\x05 \x01(\x0e\x32\x11.mach.v1.EncodingB\x07\n\x05input\"Y\n\x16\x42ucketLogProbabilities\x12\x12\n\nrepetition\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0f\n\x07minimum\x18\x03 \x01(\x0c\x12\x0c\n\x04step\x18\x04 \x01(\x0c\"\xd6\x01\n\x0fPredictResponse\x12\x16\n\x0e\x62undle_version\x18\x01 \x01(\t\x12\x13\n\x0bnum_queries\x18\x02 \x01(\r\x12\x13\n\x0bnum_buckets\x18\x03 \x01(\r\x12#\n\x08\x65ncoding\x18\x04 \x01(\x0e\x32\x11.mach.v1.Encoding\x12\x34\n\x0brepetitions\x18\x05 \x03(\x0b\x32\x1f.mach.v1.BucketLogProbabilities\x12\x10\n\x08queue_us\x18\x06 \x01(\r\x12\x14\n\x0cinference_us\x18\x07 \x01(\r\"p\n\x14PredictStreamRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12(\n\x07request\x18\x02 \x01(\x0b\x32\x17.mach.v1.PredictRequest\x12\x12\n\ntimeout_us\x18\x03 \x01(\x04\x12\x0e\n\x06\x63\x61ncel\x18\x04 \x01(\x08\"n\n\x15PredictStreamResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12*\n\x08response\x18\x02 \x01(\x0b\x32\x18.mach.v1.PredictResponse\x12\x0c\n\x04\x63ode\x18\x03 \x01(\r\x12\x0f\n\x07message\x18\x04 \x01(\t\"\x16\n\x14\x44\x65scribeShardRequest\"\xb2\x01\n\x15\x44\x65scribeShardResponse\x12\x16\n\x0e\x62undle_version\x18\x01 \x01(\t\x12\x13\n\x0brepetitions\x18\x02 \x03(\r\x12\x13\n\x0bnum_buckets\x18\x03 \x01(\r\x12\x14\n\x0cnum_features\x18\x04 \x01(\r\x12\x10\n\x08provider\x18\x05 \x01(\t\x12\x16\n\x0emax_batch_size\x18\x06 \x01(\r\x12\x17\n\x0f\x62undle_versions\x18\x07 \x03(\t*d\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45NCODING_FLOAT32\x10\x01\x12\x14\n\x10\x45NCODING_FLOAT16\x10\x02\x12\x12\n\x0e\x45NCODING_UINT8\x10\x03\x32\xf0\x01\n\x0cShardService\x12<\n\x07Predict\x12\x17.mach.v1.PredictRequest\x1a\x18.mach.v1.PredictResponse\x12R\n\rPredictStream\x12\x1d.mach.v1.PredictStreamRequest\x1a\x1e.mach.v1.PredictStreamResponse(\x01\x30\x01\x12N\n\rDescribeShard\x12\x1d.mach.v1.DescribeShardRequest\x1a\x1e.mach.v1.DescribeShardResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13mach/v1/shard.proto\x12\x07mach.v1\x1a\x16mach/v1/features.proto\"\x1a\n\tTextBatch\x12\r\n\x05texts\x18\x01 \x03(\t\"\xbd\x01\n\x0ePredictRequest\x12\x16\n\x0e\x62undle_version\x18\x01 \x01(\t\x12+\n\x08\x66\x65\x61tures\x18\x02 \x01(\x0b\x32\x17.mach.v1.SparseFeaturesH\x00\x12#\n\x05texts\x18\x03 \x01(\x0b\x32\x12.mach.v1.TextBatchH\x00\x12\x13\n\x0brepetitions\x18\x04 \x03(\r\x12#\n\x08\x65ncoding\x18\x05 \x01(\x0e\x32\x11.mach.v1.EncodingB\x07\n\x05input\"Y\n\x16\x42ucketLogProbabilities\x12\x12\n\nrepetition\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0f\n\x07minimum\x18\x03 \x01(\x0c\x12\x0c\n\x04step\x18\x04 \x01(\x0c\"\xd6\x01\n\x0fPredictResponse\x12\x16\n\x0e\x62undle_version\x18\x01 \x01(\t\x12\x13\n\x0bnum_queries\x18\x02 \x01(\r\x12\x13\n\x0bnum_buckets\x18\x03 \x01(\r\x12#\n\x08\x65ncoding\x18\x04 \x01(\x0e\x32\x11.mach.v1.Encoding\x12\x34\n\x0brepetitions\x18\x05 \x03(\x0b\x32\x1f.mach.v1.BucketLogProbabilities\x12\x10\n\x08queue_us\x18\x06 \x01(\r\x12\x14\n\x0cinference_us\x18\x07 \x01(\r\"\x99\x01\n\x14PredictStreamRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12(\n\x07request\x18\x02 \x01(\x0b\x32\x17.mach.v1.PredictRequest\x12\x12\n\ntimeout_us\x18\x03 \x01(\x04\x12\x0e\n\x06\x63\x61ncel\x18\x04 \x01(\x08\x12\x13\n\x0btraceparent\x18\x05 \x01(\t\x12\x12\n\ntracestate\x18\x06 \x01(\t\"n\n\x15PredictStreamResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12*\n\x08response\x18\x02 \x01(\x0b\x32\x18.mach.v1.PredictResponse\x12\x0c\n\x04\x63ode\x18\x03 \x01(\r\x12\x0f\n\x07message\x18\x04 \x01(\t\"\x16\n\x14\x44\x65scribeShardRequest\"\xb2\x01\n\x15\x44\x65scribeShardResponse\x12\x16\n\x0e\x62undle_version\x18\x01 \x01(\t\x12\x13\n\x0brepetitions\x18\x02 \x03(\r\x12\x13\n\x0bnum_buckets\x18\x03 \x01(\r\x12\x14\n\x0cnum_features\x18\x04 \x01(\r\x12\x10\n\x08provider\x18\x05 \x01(\t\x12\x16\n\x0emax_batch_size\x18\x06 \x01(\r\x12\x17\n\x0f\x62undle_versions\x18\x07 \x03(\t*d\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45NCODING_FLOAT32\x10\x01\x12\x14\n\x10\x45NCODING_FLOAT16\x10\x02\x12\x12\n\x0e\x45NCODING_UINT8\x10\x03\x32\xf0\x01\n\x0cShardService\x12<\n\x07Predict\x12\x17.mach.v1.PredictRequest\x1a\x18.mach.v1.PredictResponse\x12R\n\rPredictStream\x12\x1d.mach.v1.PredictStreamRequest\x1a\x1e.mach.v1.PredictStreamResponse(\x01\x30\x01\x12N\n\rDescribeShard\x12\x1d.mach.v1.DescribeShardRequest\x1a\x1e.mach.v1.DescribeShardResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mach.v1.shard_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ENCODING']._serialized_start=1015
-  _globals['_ENCODING']._serialized_end=1115
+  _globals['_ENCODING']._serialized_start=1057
+  _globals['_ENCODING']._serialized_end=1157
   _globals['_TEXTBATCH']._serialized_start=56
   _globals['_TEXTBATCH']._serialized_end=82
   _globals['_PREDICTREQUEST']._serialized_start=85
@@ -42,14 +42,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BUCKETLOGPROBABILITIES']._serialized_end=365
   _globals['_PREDICTRESPONSE']._serialized_start=368
   _globals['_PREDICTRESPONSE']._serialized_end=582
-  _globals['_PREDICTSTREAMREQUEST']._serialized_start=584
-  _globals['_PREDICTSTREAMREQUEST']._serialized_end=696
-  _globals['_PREDICTSTREAMRESPONSE']._serialized_start=698
-  _globals['_PREDICTSTREAMRESPONSE']._serialized_end=808
-  _globals['_DESCRIBESHARDREQUEST']._serialized_start=810
-  _globals['_DESCRIBESHARDREQUEST']._serialized_end=832
-  _globals['_DESCRIBESHARDRESPONSE']._serialized_start=835
-  _globals['_DESCRIBESHARDRESPONSE']._serialized_end=1013
-  _globals['_SHARDSERVICE']._serialized_start=1118
-  _globals['_SHARDSERVICE']._serialized_end=1358
+  _globals['_PREDICTSTREAMREQUEST']._serialized_start=585
+  _globals['_PREDICTSTREAMREQUEST']._serialized_end=738
+  _globals['_PREDICTSTREAMRESPONSE']._serialized_start=740
+  _globals['_PREDICTSTREAMRESPONSE']._serialized_end=850
+  _globals['_DESCRIBESHARDREQUEST']._serialized_start=852
+  _globals['_DESCRIBESHARDREQUEST']._serialized_end=874
+  _globals['_DESCRIBESHARDRESPONSE']._serialized_start=877
+  _globals['_DESCRIBESHARDRESPONSE']._serialized_end=1055
+  _globals['_SHARDSERVICE']._serialized_start=1160
+  _globals['_SHARDSERVICE']._serialized_end=1400
 # @@protoc_insertion_point(module_scope)

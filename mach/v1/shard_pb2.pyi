@@ -210,6 +210,8 @@ class PredictStreamRequest(_message.Message):
     REQUEST_FIELD_NUMBER: _builtins.int
     TIMEOUT_US_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    TRACESTATE_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Chosen by the caller, unique among its requests in flight on the stream."""
     timeout_us: _builtins.int
@@ -218,6 +220,12 @@ class PredictStreamRequest(_message.Message):
     """True withdraws the request of this id: it is dropped if it has not started, and not answered.
     An answer that is under way already may still come.
     """
+    traceparent: _builtins.str
+    """The trace this request belongs to, where it is sampled: the headers of W3C Trace Context,
+    which unary calls carry as metadata.
+    """
+    tracestate: _builtins.str
+    """See traceparent."""
     @_builtins.property
     def request(self) -> Global___PredictRequest:
         """What to compute; absent with cancel."""
@@ -229,10 +237,12 @@ class PredictStreamRequest(_message.Message):
         request: Global___PredictRequest | None = ...,
         timeout_us: _builtins.int = ...,
         cancel: _builtins.bool = ...,
+        traceparent: _builtins.str = ...,
+        tracestate: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "id", b"id", "request", b"request", "timeout_us", b"timeout_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "id", b"id", "request", b"request", "timeout_us", b"timeout_us", "traceparent", b"traceparent", "tracestate", b"tracestate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

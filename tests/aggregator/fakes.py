@@ -74,7 +74,7 @@ class FakeShard:
             self.max_batch_size,
         )
 
-    def predict(self, payload: Payload, repetitions, seconds, done):
+    def predict(self, payload: Payload, repetitions, seconds, done, trace=()):
         self.sizes.append(len(payload.features))
         self.asked.append(repetitions)
         loop = asyncio.get_running_loop()

@@ -280,10 +280,13 @@ async def test_nobody_there(payload):
         await transport.close()
 
 
+@pytest.mark.parametrize("trace", [(), (("traceparent", "00-1"), ("tracestate", "a=b"))])
 @pytest.mark.parametrize("length", [0, 1, 127, 128, 16_383, 16_384, 3_000_000])
-def test_a_frame_reads_as_the_message_it_stands_for(length):
+def test_a_frame_reads_as_the_message_it_stands_for(length, trace):
     request = shard_pb2.PredictRequest(bundle_version="v" * length, repetitions=[1, 2])
     framed = shard_pb2.PredictStreamRequest.FromString(
-        _frame(7, 1_500_000, request.SerializeToString())
+        _frame(7, 1_500_000, request.SerializeToString(), trace)
     )
-    assert framed == shard_pb2.PredictStreamRequest(id=7, timeout_us=1_500_000, request=request)
+    assert framed == shard_pb2.PredictStreamRequest(
+        id=7, timeout_us=1_500_000, request=request, **dict(trace)
+    )
