@@ -16,6 +16,7 @@ from mach import tracing
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
+    from opentelemetry.util.types import AttributeValue
 
     from mach.tracing.making import Spans
 
@@ -39,7 +40,7 @@ class BatchTrace:
         lead = traced[0].span
         calls = list(dict.fromkeys(job.span for job in traced if job.span is not None))
         others = [call for call in calls if call is not lead]
-        about = {
+        about: dict[str, AttributeValue] = {
             "mach.bundle_version": jobs[0].served.version,
             "mach.queries": sum(map(len, jobs)),
             "mach.jobs": len(jobs),

@@ -5,6 +5,7 @@ its parent, never from what happens to be current: one batch serves many calls. 
 hand is part of is in :func:`current`; only sampled spans (:func:`sampled`) have children.
 """
 
+from mach.tracing.setup import configure
 from mach.tracing.state import (
     Headers,
     current,
@@ -15,7 +16,6 @@ from mach.tracing.state import (
     spans,
     use,
 )
-from mach.tracing.setup import configure
 
 __all__ = [
     "Headers",

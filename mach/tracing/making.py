@@ -19,17 +19,11 @@ __all__ = ["Spans"]
 
 _KINDS = {"server": SpanKind.SERVER, "client": SpanKind.CLIENT, "internal": SpanKind.INTERNAL}
 _PROPAGATOR = TraceContextTextMapPropagator()
+_CLOCK_STEP_NS = 1_000_000
 #: Statuses that are the server's fault, by OpenTelemetry's conventions for RPC.
 _SERVER_ERRORS = {
     "UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS",
 }  # fmt: skip
-
-
-def _wall(at: float | None) -> int | None:
-    """Nanoseconds since the epoch of a time on the clock of :func:`time.monotonic`."""
-    if at is None:
-        return None
-    return time.time_ns() + int((at - time.monotonic()) * 1e9)
 
 
 class Spans:
@@ -41,6 +35,17 @@ class Spans:
 
     def __init__(self, tracer: trace.Tracer) -> None:
         self._tracer = tracer
+        self._epoch = 0
+
+    def _wall(self, at: float | None) -> int:
+        """Nanoseconds since the epoch of a time on the clock of :func:`time.monotonic`."""
+        now = time.monotonic_ns()
+        epoch = time.time_ns() - now
+        # Two clocks are never read at once: only a step of one of them changes the difference,
+        # or spans that follow each other would seem to overlap.
+        if abs(epoch - self._epoch) > _CLOCK_STEP_NS:
+            self._epoch = epoch
+        return self._epoch + (now if at is None else int(at * 1e9))
 
     def start(
         self,
@@ -71,20 +76,20 @@ class Spans:
             context,
             kind=_KINDS[kind],
             links=[trace.Link(other.get_span_context()) for other in links],
-            start_time=_wall(at),
+            start_time=self._wall(at),
             attributes=attributes,
         )
 
     def end(self, span: Span, at: float | None = None) -> None:
         """End a span."""
-        span.end(_wall(at))
+        span.end(self._wall(at))
 
     def end_call(self, span: Span, code: str, at: float | None = None) -> None:
         """End the span of a gRPC call with the name of its status code."""
         span.set_attribute("rpc.grpc.status_code", grpc.StatusCode[code].value[0])
         if code in _SERVER_ERRORS:
             span.set_status(Status(StatusCode.ERROR, code))
-        span.end(_wall(at))
+        span.end(self._wall(at))
 
     def remote(self, headers: Mapping[str, str]) -> Span | None:
         """The caller's span, by its headers; None where they are missing or malformed."""

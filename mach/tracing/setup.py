@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from mach import __version__
@@ -22,6 +23,11 @@ _logger = logging.getLogger(__name__)
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+_FILES = tuple(
+    f"OTEL_EXPORTER_OTLP_{traces}{name}"
+    for traces in ("TRACES_", "")
+    for name in ("CERTIFICATE", "CLIENT_KEY", "CLIENT_CERTIFICATE")
+)
 _RATIO = ("traceidratio", "parentbased_traceidratio")
 _SAMPLERS = ("always_on", "always_off", "parentbased_always_on", "parentbased_always_off", *_RATIO)
 #: How long the last spans may take to reach the collector when a server ends.
@@ -49,6 +55,9 @@ def check_environment(environment: Mapping[str, str]) -> str | None:
             raise ConfigError(f"{variable}: must be grpc, got {environment[variable]!r}")
     if not _is_endpoint(endpoint):
         raise ConfigError(f"{name}: {endpoint!r} is not http://HOST:PORT or https://HOST:PORT")
+    for variable in _FILES:
+        if (path := environment.get(variable)) and not Path(path).is_file():
+            raise ConfigError(f"{variable}: there is no file {path}")
     _check_sampler(environment)
     return endpoint
 
@@ -112,7 +121,7 @@ def configure(component: str) -> Callable[[], None]:
         exporter = OTLPSpanExporter()
         provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         provider.add_span_processor(BatchSpanProcessor(exporter))
-    except (OSError, ValueError) as error:  # certificates, numbers
+    except (OSError, ValueError) as error:  # a timeout or a batch size that is no number
         raise ConfigError(f"tracing cannot be set up as the environment asks: {error}") from error
     install(Spans(provider.get_tracer("mach", __version__)))
     _logger.info("traces go to %s", endpoint)
