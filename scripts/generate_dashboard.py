@@ -257,6 +257,21 @@ def rows() -> Iterator[tuple[str, list[Panel]]]:
               f'mach_shard_info{{{F},state="active"}})', "{{provider}}")], unit="percentunit",
         ),
     ]  # fmt: skip
+    # NVIDIA's exporter names the pod that has a GPU, and the chart's pods name their bundle.
+    gpu = '{namespace=~"$namespace",pod=~".*-${bundle}-shard-.*"}'
+    yield "GPUs", [
+        panel(
+            "GPU in use", "Share of the time that a kernel runs. From NVIDIA's DCGM exporter.",
+            [(f"DCGM_FI_DEV_GPU_UTIL{gpu} / 100", "{{pod}} {{gpu}}")], unit="percentunit", most=1,
+        ),
+        panel(
+            "GPU memory", "Share in use. From NVIDIA's DCGM exporter.",
+            [(f"DCGM_FI_DEV_FB_USED{gpu} / (DCGM_FI_DEV_FB_USED{gpu} + DCGM_FI_DEV_FB_FREE{gpu})",
+              "{{pod}} {{gpu}}")], unit="percentunit", most=1,
+        ),
+        panel("GPU power", "From NVIDIA's DCGM exporter.",
+              [(f"DCGM_FI_DEV_POWER_USAGE{gpu}", "{{pod}} {{gpu}}")], unit="watt"),
+    ]  # fmt: skip
     yield "Bundles", [
         panel(
             "Versions", "Servers that hold each version, and aggregators that serve it.",
@@ -327,7 +342,7 @@ def dashboard() -> dict[str, Any]:
     return {
         "uid": "mach-fleet",
         "title": "MACH fleet",
-        "description": "Searches, repetitions, saturation and bundles of a MACH inference fleet.",
+        "description": "Searches, repetitions, saturation, GPUs and bundles of a MACH fleet.",
         "tags": ["mach"],
         "timezone": "browser",
         "editable": True,

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Make a virtual environment with mach-fleet and the extras named: install.sh cpu,store
+# Make a virtual environment with mach-fleet and the extras named: install.sh cpu,store,trace
 #
 # From /wheelhouse alone if it holds the project's wheel, else from the source in /src and the
 # package index. Wheels only: there is no compiler here. Variables change the places, for tests.

@@ -86,6 +86,7 @@ class LocalPrometheus:
             f"--storage.tsdb.path={directory / 'data'}",
             "--storage.tsdb.retention.time=7d",
             f"--web.listen-address={self.address}",
+            "--enable-feature=exemplar-storage",
         ]
         self._process: subprocess.Popen[bytes] | None = None
 

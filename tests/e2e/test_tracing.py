@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from opentelemetry import trace
 
@@ -11,6 +14,10 @@ from mach.fleet import LocalFleet
 from tests.collector import Collector
 from tests.servers import ServerProcess
 from tests.spans import recorded
+
+PAGE = Path(__file__).parents[2] / "docs" / "observability.md"
+#: Spans that the documentation has in its table.
+DOCUMENTED = set(re.findall(r"^\| `(mach\.[\w./]+)` \|", PAGE.read_text(), re.MULTILINE))
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +100,10 @@ def test_one_trace_from_client_to_shards(collector, ask, transport, method):
             *2 * [("mach.inference", *shard)],
         ]
     )  # fmt: skip
+    names = {span.name for span in found}
+    assert names <= DOCUMENTED | {"mach.v1.ShardService/Predict"}
+    if transport == "stream":
+        assert names == DOCUMENTED
     services = {span.service for span in found}
     assert services == {"mach-aggregator", "mach-shard-server"}
     (served,) = [span for span in found if path(span) == server]

@@ -86,6 +86,8 @@ def test_every_default_is_described_by_the_schema():
         ({"shard": {"overrides": {"9": {"replicas": 2}}}}, "there is no shard 9 of bundle blue"),
         ({"shard": {"flags": {"listen": "0.0.0.0:1"}}}, "--listen is set by the chart"),
         ({"aggregator": {"flags": {"shards": "x:1"}}}, "--shards is set by the chart"),
+        ({"tracing": {"endpoint": "collector:4317"}}, "endpoint"),
+        ({"tracing": {"sampler": "sometimes"}}, "sampler"),
         ({"training": {"enabled": True}}, "training.run: give the run a name"),
         ({"training": {"enabled": True, "run": "a"}}, "training.interactions: name at least one"),
         (

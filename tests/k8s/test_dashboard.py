@@ -74,7 +74,7 @@ def test_panels_are_told_apart_and_do_not_overlap():
         assert not cells & taken, panel["title"]
         taken |= cells
     titles = [panel["title"] for panel in DASHBOARD["panels"] if panel["type"] == "row"]
-    assert titles == ["Overview", "Repetitions", "Aggregators", "Shards", "Bundles"]
+    assert titles == ["Overview", "Repetitions", "Aggregators", "Shards", "GPUs", "Bundles"]
     assert all(panel["description"] and panel["targets"] for panel in PANELS)
 
 

@@ -24,8 +24,8 @@ from tests.k8s.rendering import CHART, ROOT
 IMAGES = ROOT / "k8s" / "images"
 CONTAINERFILE = IMAGES / "Containerfile"
 FINAL = {
-    "serving": ("base-cpu", "cpu,store"),
-    "serving-gpu": ("base-gpu", "gpu,store"),
+    "serving": ("base-cpu", "cpu,store,trace"),
+    "serving-gpu": ("base-gpu", "gpu,store,trace"),
     "trainer": ("base-cpu", "cpu,train,store"),
 }
 COMPILERS = re.compile(r"\b(gcc|g\+\+|clang|build-essential|make|cmake|rustc|cargo|python3?-dev)\b")
@@ -187,7 +187,7 @@ def requirements(name, extras):
     return found
 
 
-@pytest.mark.parametrize("extras", ["cpu,store", "gpu,store"])
+@pytest.mark.parametrize("extras", ["cpu,store,trace", "gpu,store,trace"])
 def test_serving_images_have_no_training_libraries(extras):
     found = requirements("mach-fleet", extras.split(","))
     assert not found & {"torch", "onnx", "triton", "matplotlib", "pytest"}
@@ -195,7 +195,7 @@ def test_serving_images_have_no_training_libraries(extras):
         "cpu" in extras,
         "gpu" in extras,
     )
-    assert {"grpcio", "numba", "s3fs", "gcsfs"} <= found
+    assert {"grpcio", "numba", "s3fs", "gcsfs", "opentelemetry-sdk"} <= found
     assert "torch" in requirements("mach-fleet", ["train"])
 
 
@@ -213,11 +213,16 @@ def importable(code, extras):
     return done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("program", ["shard_server.__main__", "aggregator.__main__", "s3fs, gcsfs"])
+TRACING = "opentelemetry.exporter.otlp.proto.grpc.trace_exporter, mach.tracing.making"
+
+
+@pytest.mark.parametrize(
+    "program", ["shard_server.__main__", "aggregator.__main__", "s3fs, gcsfs", TRACING]
+)
 def test_serving_images_have_all_that_serving_imports(program):
     works, message = importable(
         f"import {program}, mach.store; from mach.cli.app import build_app; build_app()",
-        ["cpu", "store"],
+        ["cpu", "store", "trace"],
     )
     assert works, message
 
@@ -226,6 +231,7 @@ def test_what_an_image_lacks_is_noticed():
     assert not importable("import shard_server.__main__", ["store"])[0]
     assert not importable("import torch", ["cpu", "store"])[0]
     assert not importable("import s3fs", ["cpu"])[0]
+    assert not importable(f"import {TRACING}", ["cpu"])[0]
 
 
 @pytest.fixture

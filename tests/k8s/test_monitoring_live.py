@@ -14,14 +14,16 @@ import threading
 import time
 import urllib.parse
 import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
 
 from mach.client import MachClient
 from mach.errors import ConfigError, MachError, Unavailable
-from mach.fleet import FleetStatus, LocalFleet
+from mach.fleet import FleetStatus, LocalFleet, ServerState
 from mach.fleet.prometheus import RULES, LocalPrometheus
+from tests.collector import Collector
 from tests.k8s.test_dashboard import PANELS
 from tests.k8s.test_rules import tool
 
@@ -41,6 +43,13 @@ class Prometheus:
         data = self._get("query?" + urllib.parse.urlencode({"query": query}))
         values = [float(series["value"][1]) for series in data["result"]]
         return [value for value in values if not math.isnan(value)]
+
+    def traces(self, query):
+        """Trace ids that are kept as examples."""
+        now = time.time()
+        asked = {"query": query, "start": now - 300, "end": now}
+        data = self._get("query_exemplars?" + urllib.parse.urlencode(asked))
+        return {e["labels"]["trace_id"] for series in data for e in series["exemplars"]}
 
     def firing(self):
         """Alerts that fire, as (name, repetition)."""
@@ -75,9 +84,50 @@ def quick_rules(tmp_path):
 
 
 @pytest.fixture
-def fleet(tiny_bundle):
+def collector():
+    with Collector() as running:
+        yield running
+
+
+@pytest.fixture
+def fleet(tiny_bundle, collector, monkeypatch):
+    """A fleet that traces every search."""
+    for name, value in collector.environment().items():
+        monkeypatch.setenv(name, value)
     with LocalFleet(tiny_bundle) as running:
         yield running
+
+
+#: What NVIDIA's exporter shows for a GPU that a shard's pod has.
+DCGM = "".join(
+    f'{name}{{gpu="0",UUID="GPU-0",namespace="local",pod="search-blue-shard-000-1"}} {value}\n'
+    for name, value in {
+        "DCGM_FI_DEV_GPU_UTIL": 40, "DCGM_FI_DEV_FB_USED": 2000, "DCGM_FI_DEV_FB_FREE": 78000,
+        "DCGM_FI_DEV_POWER_USAGE": 120.5,
+    }.items()
+)  # fmt: skip
+
+
+@pytest.fixture
+def gpu_exporter():
+    """HOST:PORT of such an exporter."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain; version=0.0.4")
+            self.end_headers()
+            self.wfile.write(DCGM.encode())
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
 
 
 @pytest.fixture
@@ -104,15 +154,20 @@ def load(fleet, tiny_bundle):
 
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("load")
-def test_panels_show_data_and_a_lost_shard_raises_its_alert(fleet, quick_rules, tmp_path):
+def test_panels_show_data_and_a_killed_shard_raises_its_alert(
+    fleet, quick_rules, collector, gpu_exporter, tmp_path
+):
     tool("prometheus")
     directory = tmp_path / "prometheus"
-    with LocalPrometheus(fleet, directory, rules=[quick_rules], scrape_seconds=1) as running:
+    gpu = ServerState("gpu", "", gpu_exporter, None, "serving", 0)
+    watched = SimpleNamespace(status=lambda: FleetStatus([*fleet.status().servers, gpu]))
+    with LocalPrometheus(watched, directory, rules=[quick_rules], scrape_seconds=1) as running:
         prometheus = Prometheus(running.address)
         queries = {
             f"{panel['title']}: {target['expr']}": target["expr"]
             .replace("$namespace", "local")
             .replace("$bundle", ".*")
+            .replace("${bundle}", ".*")
             .replace("$__rate_interval", "10s")
             for panel in PANELS
             for target in panel["targets"]
@@ -127,20 +182,20 @@ def test_panels_show_data_and_a_lost_shard_raises_its_alert(fleet, quick_rules, 
         wait_until(all_have_data, 60, lambda: f"no data for {list(empty)}")
         assert prometheus.rules_that_fail() == []
         assert prometheus.firing() == set()
+        kept = prometheus.traces('{__name__=~"grpc_server_handling_seconds_bucket|mach_.*"}')
+        collected = {span.trace_id for span in collector.spans}
+        assert len(kept & collected) > 3
 
         lost = ("MachRepetitionUnavailable", "1")
-        fleet.shards[1].signal(signal.SIGSTOP)  # it hangs; one that dies is started again
-        try:
-            wait_until(
-                lambda: {lost, ("MachCoverageLow", None)} <= prometheus.firing(),
-                60,
-                lambda: f"firing: {prometheus.firing()}",
-            )
-            others = {name for name, _ in prometheus.firing()}
-            assert others <= {lost[0], "MachCoverageLow", "MachEndpointsEjected"}
-            assert {r for name, r in prometheus.firing() if name == lost[0]} == {"1"}
-        finally:
-            fleet.shards[1].signal(signal.SIGCONT)
+
+        def alerts_fire():
+            fleet.shards[1].signal(signal.SIGKILL)  # whenever its supervisor started it again
+            return {lost, ("MachCoverageLow", None)} <= prometheus.firing()
+
+        wait_until(alerts_fire, 60, lambda: f"firing: {prometheus.firing()}")
+        others = {name for name, _ in prometheus.firing()}
+        assert others <= {lost[0], "MachCoverageLow", "MachEndpointsEjected"}
+        assert {r for name, r in prometheus.firing() if name == lost[0]} == {"1"}
         wait_until(
             lambda: not {lost, ("MachCoverageLow", None)} & prometheus.firing(),
             60,

@@ -154,6 +154,32 @@ repetitions (comma separated, or ""). */}}
 - --log-level={{ .root.Values.logLevel }}
 {{- end -}}
 
+{{/* Where servers send their traces, and which: entries of env. Takes root, bundle. */}}
+{{- define "mach.tracingEnvironment" -}}
+{{- $tracing := .root.Values.tracing -}}
+{{- if $tracing.endpoint -}}
+- {name: OTEL_EXPORTER_OTLP_ENDPOINT, value: {{ $tracing.endpoint | quote }}}
+- {name: OTEL_TRACES_SAMPLER, value: {{ $tracing.sampler }}}
+- {name: OTEL_TRACES_SAMPLER_ARG, value: {{ toString $tracing.ratio | quote }}}
+- name: POD_NAME
+  valueFrom: {fieldRef: {fieldPath: metadata.name}}
+- name: OTEL_RESOURCE_ATTRIBUTES
+  value: k8s.namespace.name={{ .root.Release.Namespace }},k8s.pod.name=$(POD_NAME),mach.bundle={{ .bundle }}
+{{- range $name, $value := $tracing.env }}
+- {name: {{ $name }}, value: {{ $value | quote }}}
+{{- end }}
+{{- end -}}
+{{- end -}}
+
+{{- define "mach.tracingCredentials" -}}
+{{- with .root.Values.tracing -}}
+{{- if and .endpoint .credentialsSecret -}}
+envFrom:
+  - secretRef: {name: {{ .credentialsSecret }}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "mach.reservedFlags" -}}
 bundle,listen,metrics-listen,admin-listen,bundle-root,drain-seconds,log-format,log-level,ready-file
 {{- end -}}

@@ -1,6 +1,16 @@
 """What schemas cannot see: whether the objects of a release fit each other and the programs."""
 
-from tests.k8s.checks import fleet, programs, references, scaling, security
+from tests.k8s.checks import fleet, programs, references, scaling, security, tracing
 from tests.k8s.checks.model import CHECKS, Release, name_of
 
-__all__ = ["CHECKS", "Release", "fleet", "name_of", "programs", "references", "scaling", "security"]
+__all__ = [
+    "CHECKS",
+    "Release",
+    "fleet",
+    "name_of",
+    "programs",
+    "references",
+    "scaling",
+    "security",
+    "tracing",
+]

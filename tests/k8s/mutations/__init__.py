@@ -1,6 +1,6 @@
 """Mistakes: what is done to the objects of a value set, and the check that must notice."""
 
-from tests.k8s.mutations import fleet, programs, references, scaling, security
+from tests.k8s.mutations import fleet, programs, references, scaling, security, tracing
 
 MUTATIONS = {
     **references.MUTATIONS,
@@ -8,4 +8,5 @@ MUTATIONS = {
     **programs.MUTATIONS,
     **scaling.MUTATIONS,
     **security.MUTATIONS,
+    **tracing.MUTATIONS,
 }
