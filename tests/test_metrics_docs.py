@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Histogram
 
 from aggregator.metrics import AggregatorMetrics
 from mach.bundle import Bundle
@@ -61,3 +61,15 @@ def test_names_follow_the_conventions():
             assert name.startswith(("mach_", "grpc_server_"))
             assert (kind == "counter") == name.endswith("_total")
             assert meaning.endswith(".")
+
+
+def test_histograms_of_seconds_begin_at_half_a_millisecond_or_below():
+    found = []
+    for register in (ServerMetrics, _shard, AggregatorMetrics):
+        registry = CollectorRegistry()
+        register(registry)
+        for collector in registry._collector_to_names:
+            if isinstance(collector, Histogram) and collector._name.endswith("_seconds"):
+                assert collector._upper_bounds[0] <= 0.0005, collector._name
+                found.append(collector._name)
+    assert len(found) >= 7

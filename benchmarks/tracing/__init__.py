@@ -1,0 +1,1 @@
+"""What tracing costs; run ``python -m benchmarks.tracing BUNDLE``."""
