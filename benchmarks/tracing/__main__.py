@@ -37,7 +37,7 @@ WAYS = {
     "on, all sampled": ("always_on", ""),
 }
 #: Calls in flight, and calls in a slice.
-LOADS = {1: 100, 32: 640}
+LOADS = {1: 60, 32: 160}
 
 
 @contextmanager
@@ -103,7 +103,7 @@ def run(bundle: Path, baseline: Path | None, rounds: int) -> dict[str, dict[int,
             processes[name] = stack.enter_context(worker(bundle, checkout, variables))
         for process in processes.values():  # warm
             for load, calls in LOADS.items():
-                ask(process, load, 3 * calls)
+                ask(process, load, 2 * calls)
         found: dict[str, dict[int, list[float]]] = {
             way: {load: [] for load in LOADS} for way in ways
         }
@@ -139,7 +139,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tracing", description=__doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--baseline", type=Path, help="another checkout, measured beside this one")
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--json", type=Path, help="write every slice there")
     options = parser.parse_args()
     try:
