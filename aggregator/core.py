@@ -58,7 +58,7 @@ class Aggregator:
         self,
         bundles: Bundles,
         targets: Iterable[Target],
-        connect: Callable[[str], ShardTransport],
+        connect: Callable[[str, str], ShardTransport],
         *,
         policy: FanOutPolicy,
         limits: Limits,
@@ -72,7 +72,7 @@ class Aggregator:
         Args:
             bundles: the bundles loaded; call :meth:`bundles_changed` when they change.
             targets: the shards.
-            connect: makes a transport for an address.
+            connect: makes a transport for an address, see :class:`Fleet`.
             policy: how queries are sent and answers waited for.
             limits: what requests may ask for.
             metrics: where to count.

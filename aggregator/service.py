@@ -14,28 +14,55 @@ from aggregator.metrics import AggregatorMetrics
 from aggregator.served import ServedBundle
 from aggregator.servicer import SearchServicer
 from aggregator.settings import AggregatorSettings
-from aggregator.transport import ShardTransport, StreamTransport, UnaryTransport
+from aggregator.transport import (
+    RenewingTransport,
+    ShardTransport,
+    StreamTransport,
+    UnaryTransport,
+)
 from aggregator.transport.channel import open_channel
 from mach.bundle import Bundle, files_for
 from mach.errors import ConfigError
-from mach.serving import Health, Service
+from mach.serving import Health, Service, Watched
 from mach.serving.bundles import BundleHost
+from mach.tls import ClientTls
 from mach.v1 import search_pb2, search_pb2_grpc
 
 __all__ = ["AggregatorService", "connect"]
 
 
-def connect(address: str, *, transport: str, max_message_bytes: int) -> ShardTransport:
+def connect(
+    address: str,
+    name: str = "",
+    *,
+    transport: str,
+    max_message_bytes: int,
+    tls: ClientTls | None = None,
+) -> ShardTransport:
     """A transport for one shard address.
 
     Args:
         address: HOST:PORT or unix:PATH.
+        name: the name by which it was found; its certificate must have it, where ``tls`` names
+            no other.
         transport: ``stream`` or ``unary``.
         max_message_bytes: the largest message sent or received.
+        tls: certificates; plain text where not given.
     """
-    channel = open_channel(address, max_message_bytes=max_message_bytes)
     kind = StreamTransport if transport == "stream" else UnaryTransport
-    return kind(address, channel)
+    if tls is None:
+        return kind(address, open_channel(address, max_message_bytes=max_message_bytes))
+
+    def open_secure() -> ShardTransport:
+        channel = open_channel(
+            address,
+            max_message_bytes=max_message_bytes,
+            credentials=tls.credentials(),
+            server_name=tls.server_name or name,
+        )
+        return kind(address, channel)
+
+    return RenewingTransport(open_secure, lambda: tls.files.value)
 
 
 class AggregatorService(Service):
@@ -52,6 +79,9 @@ class AggregatorService(Service):
     def __init__(self, settings: AggregatorSettings, registry: CollectorRegistry) -> None:
         self._settings = settings
         self._health: Health | None = None
+        tls = settings.shard_tls
+        if tls is not None:
+            self.watched = [Watched(tls.files, tls.expires)]
         self.bundles = BundleHost(
             self._open,
             self._load,
@@ -67,6 +97,7 @@ class AggregatorService(Service):
                 connect,
                 transport=settings.transport,
                 max_message_bytes=settings.max_message_bytes,
+                tls=tls,
             ),
             policy=settings.policy,
             limits=settings.limits,
@@ -81,6 +112,7 @@ class AggregatorService(Service):
             self._aggregator,
             default_seconds=self._settings.default_timeout_seconds,
             margin_seconds=self._settings.deadline_margin_seconds,
+            log_queries=self._settings.log_queries,
         )
         search_pb2_grpc.add_SearchServiceServicer_to_server(servicer, server)
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from aggregator.core import Aggregator
 from aggregator.replies import fill_result, fill_timings, shard_state
-from aggregator.requests import read_options, read_query
+from aggregator.requests import Query, read_options, read_query
 from mach.errors import InvalidInput
+from mach.serving import charge
 from mach.v1 import search_pb2, search_pb2_grpc
 
 __all__ = ["SearchServicer"]
+
+_logger = logging.getLogger(__name__)
 
 #: Of a caller's deadline, kept at least: what is late by a little on a busy machine is late by a
 #: share of the time that was allowed, and a reason comes only if it comes before the deadline.
@@ -27,6 +32,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         *,
         default_seconds: float,
         margin_seconds: float,
+        log_queries: bool = False,
     ) -> None:
         """Serve a core.
 
@@ -35,10 +41,12 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             default_seconds: time for a call without a deadline.
             margin_seconds: what is kept of a deadline for merging and the way back; at least
                 5 %, at most half of the deadline.
+            log_queries: whether query texts go to the log.
         """
         self._aggregator = aggregator
         self._default_seconds = default_seconds
         self._margin_seconds = margin_seconds
+        self._log_queries = log_queries
 
     async def Search(self, request: search_pb2.SearchRequest, context: Any) -> Any:
         """One query."""
@@ -47,6 +55,8 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         served = core.bundle(request.options.bundle_version)
         num_features = served.manifest.num_features
         query = read_query("query", request.query, core.limits, num_features)
+        if self._log_queries:
+            _log([query])
         answer = await core.search(
             served, [query], read_options(request.options), self._seconds(context), single=True
         )
@@ -62,12 +72,15 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         limit = core.limits.max_batch_size
         if not 1 <= len(request.queries) <= limit:
             raise InvalidInput("queries", f"must be 1 to {limit}, got {len(request.queries)}")
+        charge(len(request.queries) - 1)
         served = core.bundle(request.options.bundle_version)
         num_features = served.manifest.num_features
         queries = [
             read_query(f"queries[{number}]", query, core.limits, num_features)
             for number, query in enumerate(request.queries)
         ]
+        if self._log_queries:
+            _log(queries)
         answer = await core.search(
             served, queries, read_options(request.options), self._seconds(context), single=False
         )
@@ -102,3 +115,9 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             remaining = self._default_seconds
         margin = max(self._margin_seconds, remaining * _MARGIN_SHARE)
         return float(max(remaining - margin, remaining / 2))
+
+
+def _log(queries: Iterable[Query]) -> None:
+    for query in queries:
+        if isinstance(query, str):  # features have no text
+            _logger.info("query", extra={"query": query})

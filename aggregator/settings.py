@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from aggregator.fanout import Target
 from aggregator.policy import FanOutPolicy, Limits
 from mach.errors import ConfigError
 from mach.serving import CommaSeparatedStrings, ServingSettings
+from mach.tls import ClientTls, Tls, check_pair
 from mach.v1 import shard_pb2
 
 __all__ = ["AggregatorSettings"]
@@ -34,6 +35,18 @@ class AggregatorSettings(ServingSettings):
     """Addresses of the shards, in any order: each says which repetitions it holds, and several
     that hold the same are replicas. HOST:PORT, unix:PATH, or dns:///NAME:PORT for every address
     that the name has, looked up again every few seconds."""
+    shard_ca: Path | None = None
+    """A PEM file with the authorities one of which must have signed the shards' certificates:
+    shards are then spoken to over TLS only. Where a shard was found by name (dns:///NAME:PORT) its
+    certificate must have that name, else the host of its address."""
+    shard_certificate: Path | None = None
+    """A PEM file with the certificate to show to shards that ask for one (mutual TLS)."""
+    shard_key: Path | None = None
+    """A PEM file with its key, without a passphrase."""
+    shard_server_name: str = ""
+    """The name that every shard's certificate must have instead."""
+    log_queries: bool = False
+    """Write the text of each query to the log. Without it no log line carries any."""
     minimum_repetitions: int | None = Field(None, ge=1, le=1000)
     """Repetitions that must answer where a request does not say, and that must be reachable for
     the health service to say SERVING; half of the bundle's, rounded up, by default."""
@@ -99,6 +112,38 @@ class AggregatorSettings(ServingSettings):
             except ConfigError as error:
                 raise ValueError(str(error)) from None
         return value
+
+    @model_validator(mode="after")
+    def _shard_tls_is_whole(self) -> Self:
+        try:
+            check_pair(
+                self.shard_certificate, self.shard_key, ("--shard-certificate", "--shard-key")
+            )
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        if self.shard_ca is None:
+            for flag, value in (
+                ("--shard-certificate", self.shard_certificate),
+                ("--shard-server-name", self.shard_server_name),
+            ):
+                if value:
+                    raise ValueError(f"{flag} needs --shard-ca as well")
+        return self
+
+    @property
+    def shard_tls(self) -> ClientTls | None:
+        """How shards are spoken to; None for plain text.
+
+        Raises:
+            ConfigError: if a file cannot be used.
+        """
+        if self.shard_ca is None:
+            return None
+        return ClientTls(
+            Tls(self.shard_ca, self.shard_certificate, self.shard_key, self.shard_server_name),
+            ("--shard-ca", "--shard-certificate", "--shard-key"),
+            "shard_tls",
+        )
 
     @property
     def targets(self) -> list[Target]:

@@ -11,10 +11,12 @@ The tree::
     │   ├── VersionNotFound    NOT_FOUND            the bundle version is not served here
     │   ├── RepetitionNotFound NOT_FOUND            the shard does not hold the repetition
     │   ├── VersionMismatch    FAILED_PRECONDITION  two parties hold different versions
-    │   └── Unauthenticated    UNAUTHENTICATED      no token, or one that is not known
+    │   ├── Unauthenticated    UNAUTHENTICATED      no token, or one that is not known
+    │   └── PermissionDenied   PERMISSION_DENIED    the token is not one for this method
     └── ServiceError                                it passes; the caller may retry
         ├── Unavailable        UNAVAILABLE          too few repetitions; not ready; draining
-        ├── Overloaded         RESOURCE_EXHAUSTED   a queue is full or the wait too long
+        ├── Overloaded         RESOURCE_EXHAUSTED   a queue is full, the wait too long, or a
+        │                                           token's rate used up
         └── DeadlineExceeded   DEADLINE_EXCEEDED    the caller's time is up
 
 A gRPC servicer never chooses a status itself: it lets these errors through and
@@ -36,6 +38,7 @@ __all__ = [
     "InvalidInput",
     "MachError",
     "Overloaded",
+    "PermissionDenied",
     "RepetitionNotFound",
     "ServiceError",
     "Unauthenticated",
@@ -127,6 +130,12 @@ class Unauthenticated(UserError):
     status = grpc.StatusCode.UNAUTHENTICATED
 
 
+class PermissionDenied(UserError):
+    """Raise when a request's token is known but does not allow the method."""
+
+    status = grpc.StatusCode.PERMISSION_DENIED
+
+
 class ServiceError(MachError):
     """Base of the errors that pass: the same call may succeed later."""
 
@@ -138,7 +147,8 @@ class Unavailable(ServiceError):
 
 
 class Overloaded(ServiceError):
-    """Raise when a bounded queue is full or the expected wait exceeds the deadline.
+    """Raise when a bounded queue is full, the expected wait exceeds the deadline, or a token
+    has used up its rate.
 
     ``retry_after_ms`` is the push-back sent to the caller.
     """
@@ -165,6 +175,7 @@ _BY_STATUS: dict[grpc.StatusCode, type[MachError]] = {
     grpc.StatusCode.FAILED_PRECONDITION: VersionMismatch,
     grpc.StatusCode.NOT_FOUND: VersionNotFound,
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
     grpc.StatusCode.UNAVAILABLE: Unavailable,
     grpc.StatusCode.CANCELLED: Unavailable,  # by a server that ends; callers cancel themselves
     grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,

@@ -27,8 +27,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write ``content`` beside ``path``, flush it to disk, and rename it to ``path``."""
+def write_atomically(path: Path, content: str | bytes, *, mode: int = 0o644) -> None:
+    """Write ``content`` beside ``path``, flush it to disk, and rename it to ``path``.
+
+    Args:
+        path: where to.
+        content: what; text as UTF-8.
+        mode: permissions of the file.
+    """
     data = content.encode() if isinstance(content, str) else content
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -36,7 +42,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(name).chmod(0o644)
+        Path(name).chmod(mode)
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

@@ -26,6 +26,7 @@ class ShardService(Service):
     """Loads the repetitions it is told to and serves them."""
 
     bundles: BundleHost[LoadedBundle]
+    asks_for_tokens = False  # aggregators have certificates
     names = (shard_pb2.DESCRIPTOR.services_by_name["ShardService"].full_name,)
 
     def __init__(self, settings: ShardSettings, registry: CollectorRegistry) -> None:

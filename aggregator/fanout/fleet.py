@@ -44,7 +44,7 @@ class Fleet:
     def __init__(
         self,
         targets: Iterable[Target],
-        connect: Callable[[str], ShardTransport],
+        connect: Callable[[str, str], ShardTransport],
         policy: FanOutPolicy,
         *,
         resolve: Resolve = resolve_name,
@@ -54,7 +54,8 @@ class Fleet:
 
         Args:
             targets: the addresses and names to use.
-            connect: makes a transport for an address.
+            connect: makes a transport for an address; the second argument is the name that was
+                looked up to find it, or "".
             policy: how often to ask and how long to wait.
             resolve: looks up names.
             on_change: called when the state of an endpoint changed.
@@ -165,8 +166,8 @@ class Fleet:
         self._routes.clear()
         self._on_change()
 
-    def _add(self, address: str) -> None:
-        endpoint = Endpoint(address, self._connect(address))
+    def _add(self, address: str, name: str = "") -> None:
+        endpoint = Endpoint(address, self._connect(address, name))
         self.endpoints[address] = endpoint
         watch = self._watches[address] = _Watch(self, endpoint, self._policy)
         self._tasks[address] = asyncio.create_task(watch.run(), name=f"watch {address}")
@@ -196,10 +197,13 @@ class Fleet:
                     if target.text not in failing:
                         _log.warning("%s cannot be looked up: %s", target.text, error)
                     failing.add(target.text)
-            wanted = static.union(*found.values())
-            for address in sorted(wanted - self.endpoints.keys()):
-                self._add(address)
-            for address in sorted(self.endpoints.keys() - wanted):
+            wanted = dict.fromkeys(static, "")
+            for target in self._targets:
+                for address in found.get(target.text, ()):
+                    wanted.setdefault(address, target.host.rstrip("."))
+            for address in sorted(wanted.keys() - self.endpoints.keys()):
+                self._add(address, wanted[address])
+            for address in sorted(self.endpoints.keys() - wanted.keys()):
                 _log.info("shard %s is not in the DNS any more", address)
                 self._remove(address)
             await asyncio.sleep(self._policy.resolve_seconds * random.uniform(0.8, 1.2))

@@ -2,7 +2,8 @@
 
 A :class:`ShardTransport` is one connection to one shard. Three implementations: gRPC with one
 long-lived stream (the default, the cheapest by measurement), gRPC with a call a message, and
-one that runs the classifiers in this process.
+one that runs the classifiers in this process. A fourth stands around one of the first two where
+certificates may be replaced.
 """
 
 from aggregator.transport.base import (
@@ -13,6 +14,7 @@ from aggregator.transport.base import (
     Withdraw,
 )
 from aggregator.transport.inprocess import InProcessTransport
+from aggregator.transport.renewing import RenewingTransport
 from aggregator.transport.stream import StreamTransport
 from aggregator.transport.unary import UnaryTransport
 
@@ -20,6 +22,7 @@ __all__ = [
     "Done",
     "InProcessTransport",
     "Payload",
+    "RenewingTransport",
     "ShardDescription",
     "ShardTransport",
     "StreamTransport",

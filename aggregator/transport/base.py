@@ -12,10 +12,12 @@ from mach.tracing import Headers
 from mach.v1 import shard_pb2
 from mach.wire import sparse_to_proto
 
-__all__ = ["Done", "Payload", "ShardDescription", "ShardTransport", "Withdraw"]
+__all__ = ["Answer", "Done", "Payload", "ShardDescription", "ShardTransport", "Withdraw"]
 
-#: Called once with what a shard answered, or why it did not.
-Done = Callable[["shard_pb2.PredictResponse | MachError"], None]
+#: What a shard answered, or why it did not.
+Answer = shard_pb2.PredictResponse | MachError
+#: Called once with it.
+Done = Callable[[Answer], None]
 #: Takes a prediction back; its ``Done`` is not called any more.
 Withdraw = Callable[[], None]
 

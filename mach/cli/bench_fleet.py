@@ -10,12 +10,23 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from mach.cli.connection import (
+    TlsCaOption,
+    TlsCertificateOption,
+    TlsKeyOption,
+    TlsOption,
+    TlsServerNameOption,
+    TokenFileOption,
+    make_tls,
+    read_token,
+)
 from mach.cli.console import err, out
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from mach.loadtest import LoadPlan, LoadReport, MetricsCpu, Outcomes
+    from mach.tls import Tls
 
 __all__ = ["register"]
 
@@ -37,7 +48,9 @@ def _texts(queries: Path | None, bundle: Path | None, limit: int) -> list[str]:
     raise InvalidInput("--queries", "name a file with a column query, or --bundle with titles")
 
 
-def _measure(address: str, plan: LoadPlan, cpu: MetricsCpu | None) -> LoadReport:
+def _measure(
+    address: str, plan: LoadPlan, cpu: MetricsCpu | None, tls: Tls | None, token: str | None
+) -> LoadReport:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from mach.loadtest import run_load
@@ -51,7 +64,7 @@ def _measure(address: str, plan: LoadPlan, cpu: MetricsCpu | None) -> LoadReport
             failed = outcomes.statuses.total()
             bar.update(task, completed=seconds, note=f"{rate:,.0f} answers/s, {failed:,} failed")
 
-        return asyncio.run(run_load(address, plan, cpu=cpu, on_progress=show))
+        return asyncio.run(run_load(address, plan, cpu=cpu, on_progress=show, tls=tls, token=token))
 
 
 def register(app: typer.Typer) -> None:
@@ -74,6 +87,12 @@ def register(app: typer.Typer) -> None:
             [], help="Metrics URLs of the fleet's processes, for CPU seconds; repeatable."
         ),
         json_file: Path = typer.Option(None, "--json", help="Also write the figures here."),
+        tls: TlsOption = False,
+        tls_ca: TlsCaOption = None,
+        tls_certificate: TlsCertificateOption = None,
+        tls_key: TlsKeyOption = None,
+        tls_server_name: TlsServerNameOption = "",
+        token_file: TokenFileOption = None,
     ) -> None:
         """Measure a fleet under load.
 
@@ -109,7 +128,13 @@ def register(app: typer.Typer) -> None:
                 address = fleet.address
                 servers = fleet.status().servers
                 metrics = [f"http://{server.metrics}/metrics" for server in servers]
-            report = _measure(address, plan, MetricsCpu(metrics) if metrics else None)
+            report = _measure(
+                address,
+                plan,
+                MetricsCpu(metrics) if metrics else None,
+                make_tls(tls, tls_ca, tls_certificate, tls_key, tls_server_name),
+                read_token(token_file),
+            )
         out.print(_table(report))
         if json_file is not None:
             write_atomically(json_file, json.dumps(report.to_json(), indent=2) + "\n")

@@ -11,12 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from mach.cli.connection import (
+    TlsCaOption,
+    TlsCertificateOption,
+    TlsKeyOption,
+    TlsOption,
+    TlsServerNameOption,
+    TokenFileOption,
+    make_tls,
+    read_token,
+)
 from mach.cli.console import err, out
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from aggregator.requests import SearchOptions
+    from mach.tls import Tls
 
 __all__ = ["Found", "found_table", "register", "search_bundle", "search_fleet"]
 
@@ -58,13 +69,21 @@ def _product(
     return product
 
 
-def search_fleet(address: str, text: str, options: SearchOptions, timeout: float) -> Found:
+def search_fleet(
+    address: str,
+    text: str,
+    options: SearchOptions,
+    timeout: float,
+    *,
+    tls: Tls | None = None,
+    token: str | None = None,
+) -> Found:
     """Ask the aggregator at ``address``."""
     from mach.client import MachClient
     from mach.errors import ConfigError, Unavailable
 
     try:
-        with MachClient(address, timeout=timeout) as client:
+        with MachClient(address, timeout=timeout, tls=tls, token=token) as client:
             result = client.search(
                 text,
                 options.k,
@@ -159,6 +178,12 @@ def register(app: typer.Typer) -> None:
         explain: bool = typer.Option(False, help="Show every repetition's part of a score."),
         timeout: float = typer.Option(2.0, min=0.001, help="Seconds to wait for a fleet."),
         as_json: bool = typer.Option(False, "--json", help="Print an object."),
+        tls: TlsOption = False,
+        tls_ca: TlsCaOption = None,
+        tls_certificate: TlsCertificateOption = None,
+        tls_key: TlsKeyOption = None,
+        tls_server_name: TlsServerNameOption = "",
+        token_file: TokenFileOption = None,
     ) -> None:
         """Print the products found for a query, best first.
 
@@ -180,7 +205,14 @@ def register(app: typer.Typer) -> None:
         if bundle is not None:
             found = search_bundle(bundle, query, options)
         else:
-            found = search_fleet(address or _DEFAULT_ADDRESS, query, options, timeout)
+            found = search_fleet(
+                address or _DEFAULT_ADDRESS,
+                query,
+                options,
+                timeout,
+                tls=make_tls(tls, tls_ca, tls_certificate, tls_key, tls_server_name),
+                token=read_token(token_file),
+            )
         if as_json:
             out.print_json(json.dumps(found.to_json(), ensure_ascii=False))
             return

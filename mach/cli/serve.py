@@ -58,6 +58,12 @@ def register(app: typer.Typer) -> None:
             metavar="HOST:PORT",
             help="Start the installed Prometheus here, with this project's alert rules.",
         ),
+        tls_certificate: Path = typer.Option(None, help="The aggregator's certificate, PEM."),
+        tls_key: Path = typer.Option(None, help="Its key, PEM."),
+        tls_client_ca: Path = typer.Option(
+            None, help="Authorities of the certificates that clients must show, PEM."
+        ),
+        tokens: Path = typer.Option(None, help="The file of `mach token`; callers need a token."),
     ) -> None:
         """Serve a bundle on this machine: a process a shard and an aggregator.
 
@@ -77,6 +83,17 @@ def register(app: typer.Typer) -> None:
             listen=listen,
             threads=threads,
             directory=log_dir,
+            aggregator_arguments=[
+                argument
+                for flag, value in (
+                    ("--tls-certificate", tls_certificate),
+                    ("--tls-key", tls_key),
+                    ("--tls-client-ca", tls_client_ca),
+                    ("--tokens", tokens),
+                )
+                if value is not None
+                for argument in (flag, str(value.absolute()))
+            ],
             on_event=lambda message: err.print(message, markup=False),
         )
         prometheus = None

@@ -7,7 +7,8 @@
 
 Errors are those of :mod:`mach.errors`: ``InvalidInput`` names the argument at fault,
 ``Overloaded`` says in ``retry_after_ms`` when to come back, ``Unavailable`` and
-``DeadlineExceeded`` pass. This package loads neither a model nor a compiler.
+``DeadlineExceeded`` pass. ``tls=Tls(ca="ca.pem")`` encrypts and ``token=`` says who calls. This
+package loads neither a model nor a compiler.
 """
 
 from mach.client.asyncio_client import AsyncMachClient
@@ -21,6 +22,7 @@ from mach.client.results import (
     Timings,
 )
 from mach.client.sync_client import MachClient
+from mach.tls import Tls
 
 __all__ = [
     "AsyncMachClient",
@@ -32,4 +34,5 @@ __all__ = [
     "SearchResult",
     "ShardState",
     "Timings",
+    "Tls",
 ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from types import TracebackType
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -17,6 +19,7 @@ from mach.client.calls import (
     make_query,
     read_error,
 )
+from mach.client.connection import Connection, TokenSource, token_metadata
 from mach.client.results import (
     FleetDescription,
     SearchResult,
@@ -25,7 +28,8 @@ from mach.client.results import (
     read_response,
 )
 from mach.client.tracing import traced
-from mach.v1 import search_pb2, search_pb2_grpc
+from mach.tls import Tls
+from mach.v1 import search_pb2
 
 __all__ = ["AsyncMachClient"]
 
@@ -43,7 +47,8 @@ class AsyncMachClient:
         timeout: float = 1.0,
         max_attempts: int = 1,
         max_message_bytes: int = 64 << 20,
-        credentials: grpc.ChannelCredentials | None = None,
+        tls: Tls | grpc.ChannelCredentials | None = None,
+        token: TokenSource | None = None,
     ) -> None:
         """Nothing is sent yet.
 
@@ -54,17 +59,18 @@ class AsyncMachClient:
             max_attempts: how often a call is tried that found the fleet unavailable or
                 overloaded, within its timeout: 1 to 5.
             max_message_bytes: the largest answer accepted.
-            credentials: for TLS; plain text where not given.
+            tls: certificates (``Tls()`` for a server with a public one), or credentials made
+                elsewhere; plain text where not given. Files that change are taken up within
+                seconds, on a connection made beside the one in use.
+            token: a bearer token, or a function that gives the one to use now.
 
         Raises:
             InvalidInput: if an argument is out of range.
+            ConfigError: if a certificate file cannot be used.
         """
         options = channel_options(max_attempts, max_message_bytes)
-        if credentials is None:
-            self._channel = grpc.aio.insecure_channel(address, options)
-        else:
-            self._channel = grpc.aio.secure_channel(address, credentials, options)
-        self._stub = search_pb2_grpc.SearchServiceStub(self._channel)
+        self._connection = _AsyncioConnection(address, tls, options)
+        self._metadata = token_metadata(token)
         self._timeout = timeout
 
     async def search(
@@ -104,6 +110,8 @@ class AsyncMachClient:
             Unavailable: the fleet cannot be reached, or too few repetitions answered.
             Overloaded: the fleet is at its limit; see ``retry_after_ms``.
             DeadlineExceeded: the timeout passed.
+            Unauthenticated: the fleet asks for a token, and this is none it knows.
+            PermissionDenied: the token is not for searches.
         """
         request = search_pb2.SearchRequest(
             query=make_query(query),
@@ -118,12 +126,13 @@ class AsyncMachClient:
                 blocked,
             ),
         )
-        metadata = make_metadata(request_id)
+        metadata = [*make_metadata(request_id), *(self._metadata() or ())]
         with traced("Search", metadata):
             try:
-                response = await self._stub.Search(
-                    request, timeout=self._seconds(timeout), metadata=tuple(metadata)
-                )
+                with self._connection.use() as stub:
+                    response = await stub.Search(
+                        request, timeout=self._seconds(timeout), metadata=tuple(metadata)
+                    )
             except grpc.RpcError as error:
                 raise read_error(error) from None
         return read_response(response)
@@ -160,12 +169,13 @@ class AsyncMachClient:
                 blocked,
             ),
         )
-        metadata = make_metadata(request_id)
+        metadata = [*make_metadata(request_id), *(self._metadata() or ())]
         with traced("SearchBatch", metadata):
             try:
-                response = await self._stub.SearchBatch(
-                    request, timeout=self._seconds(timeout), metadata=tuple(metadata)
-                )
+                with self._connection.use() as stub:
+                    response = await stub.SearchBatch(
+                        request, timeout=self._seconds(timeout), metadata=tuple(metadata)
+                    )
             except grpc.RpcError as error:
                 raise read_error(error) from None
         return read_batch(response)
@@ -182,9 +192,12 @@ class AsyncMachClient:
             DeadlineExceeded: the timeout passed.
         """
         try:
-            response = await self._stub.DescribeFleet(
-                search_pb2.DescribeFleetRequest(), timeout=self._seconds(timeout)
-            )
+            with self._connection.use() as stub:
+                response = await stub.DescribeFleet(
+                    search_pb2.DescribeFleetRequest(),
+                    timeout=self._seconds(timeout),
+                    metadata=self._metadata(),
+                )
         except grpc.RpcError as error:
             raise read_error(error) from None
         return read_description(response)
@@ -194,7 +207,7 @@ class AsyncMachClient:
 
     async def close(self) -> None:
         """Close the connection; calls in flight fail."""
-        await self._channel.close()
+        await self._connection.close()
 
     async def __aenter__(self) -> AsyncMachClient:
         return self
@@ -206,3 +219,44 @@ class AsyncMachClient:
         traceback: TracebackType | None,
     ) -> None:
         await self.close()
+
+
+class _AsyncioConnection(Connection[grpc.aio.Channel]):
+    def __init__(
+        self, address: str, tls: Tls | grpc.ChannelCredentials | None, options: list[Any]
+    ) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+        super().__init__(address, tls, options)
+
+    def _make(self, address: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+        if credentials is None:
+            return grpc.aio.insecure_channel(address, self._options)
+        return grpc.aio.secure_channel(address, credentials, self._options)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _close(self, channel: grpc.aio.Channel) -> None:
+        self._start(channel.close())
+
+    def _when_connected(self, channel: grpc.aio.Channel, then: Callable[[], None]) -> None:
+        async def connect() -> None:
+            state = channel.get_state(try_to_connect=True)
+            while state is not grpc.ChannelConnectivity.READY:
+                if state is grpc.ChannelConnectivity.SHUTDOWN:
+                    return
+                await channel.wait_for_state_change(state)
+                state = channel.get_state(try_to_connect=True)
+            then()
+
+        self._start(connect())
+
+    async def close(self) -> None:
+        channels = self._open_channels()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for channel in channels:
+            await channel.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 
 import grpc
@@ -16,6 +16,7 @@ from mach.client.calls import (
     make_query,
     read_error,
 )
+from mach.client.connection import Connection, TokenSource, token_metadata
 from mach.client.results import (
     FleetDescription,
     SearchResult,
@@ -24,7 +25,8 @@ from mach.client.results import (
     read_response,
 )
 from mach.client.tracing import traced
-from mach.v1 import search_pb2, search_pb2_grpc
+from mach.tls import Tls
+from mach.v1 import search_pb2
 
 __all__ = ["MachClient"]
 
@@ -42,7 +44,8 @@ class MachClient:
         timeout: float = 1.0,
         max_attempts: int = 1,
         max_message_bytes: int = 64 << 20,
-        credentials: grpc.ChannelCredentials | None = None,
+        tls: Tls | grpc.ChannelCredentials | None = None,
+        token: TokenSource | None = None,
     ) -> None:
         """Nothing is sent yet.
 
@@ -53,17 +56,18 @@ class MachClient:
             max_attempts: how often a call is tried that found the fleet unavailable or
                 overloaded, within its timeout: 1 to 5.
             max_message_bytes: the largest answer accepted.
-            credentials: for TLS; plain text where not given.
+            tls: certificates (``Tls()`` for a server with a public one), or credentials made
+                elsewhere; plain text where not given. Files that change are taken up within
+                seconds, on a connection made beside the one in use.
+            token: a bearer token, or a function that gives the one to use now.
 
         Raises:
             InvalidInput: if an argument is out of range.
+            ConfigError: if a certificate file cannot be used.
         """
         options = channel_options(max_attempts, max_message_bytes)
-        if credentials is None:
-            self._channel = grpc.insecure_channel(address, options)
-        else:
-            self._channel = grpc.secure_channel(address, credentials, options)
-        self._stub = search_pb2_grpc.SearchServiceStub(self._channel)
+        self._connection = _SyncConnection(address, tls, options)
+        self._metadata = token_metadata(token)
         self._timeout = timeout
 
     def search(
@@ -103,6 +107,8 @@ class MachClient:
             Unavailable: the fleet cannot be reached, or too few repetitions answered.
             Overloaded: the fleet is at its limit; see ``retry_after_ms``.
             DeadlineExceeded: the timeout passed.
+            Unauthenticated: the fleet asks for a token, and this is none it knows.
+            PermissionDenied: the token is not for searches.
         """
         request = search_pb2.SearchRequest(
             query=make_query(query),
@@ -117,12 +123,13 @@ class MachClient:
                 blocked,
             ),
         )
-        metadata = make_metadata(request_id)
+        metadata = [*make_metadata(request_id), *(self._metadata() or ())]
         with traced("Search", metadata):
             try:
-                response = self._stub.Search(
-                    request, timeout=self._seconds(timeout), metadata=tuple(metadata)
-                )
+                with self._connection.use() as stub:
+                    response = stub.Search(
+                        request, timeout=self._seconds(timeout), metadata=tuple(metadata)
+                    )
             except grpc.RpcError as error:
                 raise read_error(error) from None
         return read_response(response)
@@ -159,12 +166,13 @@ class MachClient:
                 blocked,
             ),
         )
-        metadata = make_metadata(request_id)
+        metadata = [*make_metadata(request_id), *(self._metadata() or ())]
         with traced("SearchBatch", metadata):
             try:
-                response = self._stub.SearchBatch(
-                    request, timeout=self._seconds(timeout), metadata=tuple(metadata)
-                )
+                with self._connection.use() as stub:
+                    response = stub.SearchBatch(
+                        request, timeout=self._seconds(timeout), metadata=tuple(metadata)
+                    )
             except grpc.RpcError as error:
                 raise read_error(error) from None
         return read_batch(response)
@@ -177,9 +185,12 @@ class MachClient:
             DeadlineExceeded: the timeout passed.
         """
         try:
-            response = self._stub.DescribeFleet(
-                search_pb2.DescribeFleetRequest(), timeout=self._seconds(timeout)
-            )
+            with self._connection.use() as stub:
+                response = stub.DescribeFleet(
+                    search_pb2.DescribeFleetRequest(),
+                    timeout=self._seconds(timeout),
+                    metadata=self._metadata(),
+                )
         except grpc.RpcError as error:
             raise read_error(error) from None
         return read_description(response)
@@ -189,7 +200,7 @@ class MachClient:
 
     def close(self) -> None:
         """Close the connection; calls in flight fail."""
-        self._channel.close()
+        self._connection.close()
 
     def __enter__(self) -> MachClient:
         return self
@@ -201,3 +212,25 @@ class MachClient:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class _SyncConnection(Connection[grpc.Channel]):
+    def _make(self, address: str, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
+        if credentials is None:
+            return grpc.insecure_channel(address, self._options)
+        return grpc.secure_channel(address, credentials, self._options)
+
+    def _close(self, channel: grpc.Channel) -> None:
+        channel.close()
+
+    def _when_connected(self, channel: grpc.Channel, then: Callable[[], None]) -> None:
+        def changed(state: grpc.ChannelConnectivity) -> None:
+            if state is grpc.ChannelConnectivity.READY:
+                channel.unsubscribe(changed)
+                then()
+
+        channel.subscribe(changed, try_to_connect=True)
+
+    def close(self) -> None:
+        for channel in self._open_channels():
+            channel.close()

@@ -49,6 +49,7 @@ class ServerProcess:
         address: HOST:PORT of its gRPC port, once it is bound.
         metrics: HOST:PORT of its metrics port.
         admin: HOST:PORT of its admin port, where its arguments ask for one.
+        probed: HOST:PORT of where its health is asked for: of a port of its own under TLS.
     """
 
     def __init__(
@@ -59,6 +60,8 @@ class ServerProcess:
         self.address = listen
         self.metrics = "127.0.0.1:0"
         self.admin: str | None = None
+        self.probed: str | None = None
+        self._has_tls = "--tls-certificate" in arguments
         self.log_path = directory / f"{name.replace(' ', '-')}.log"
         self._command = [sys.executable, "-m", "mach.fleet.child", module, *arguments]
         self._ready_file = directory / f"{name.replace(' ', '-')}.ready.json"
@@ -82,6 +85,7 @@ class ServerProcess:
                 *("--listen", self.address),
                 *("--metrics-listen", self.metrics),
                 *("--ready-file", str(self._ready_file)),
+                *(("--health-listen", self.probed or "127.0.0.1:0") if self._has_tls else ()),
             ],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
@@ -113,6 +117,7 @@ class ServerProcess:
         bound = json.loads(self._ready_file.read_text())
         self.address, self.metrics = bound["listen"], bound["metrics"]
         self.admin = bound.get("admin")
+        self.probed = bound.get("health")
 
     def last_words(self) -> str:
         """The signal that killed it, or the last line it wrote."""
@@ -131,7 +136,7 @@ class ServerProcess:
         if self.pid is None:
             return "down"
         if self._channel is None:
-            self._channel = grpc.insecure_channel(self.address)
+            self._channel = grpc.insecure_channel(self.probed or self.address)
         check = health_pb2_grpc.HealthStub(self._channel).Check
         try:
             answer = check(health_pb2.HealthCheckRequest(), timeout=timeout)

@@ -7,12 +7,15 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 
+from mach.client.connection import make_metadata
 from mach.errors import InvalidInput
 from mach.loadtest.cpu import CpuMeter
 from mach.loadtest.report import LoadReport, Outcomes
+from mach.tls import ClientTls, Tls
 from mach.v1 import search_pb2, search_pb2_grpc
 
 __all__ = ["LoadPlan", "run_load"]
@@ -62,8 +65,11 @@ class LoadPlan:
 class _Sender:
     """Requests prepared once, sent over several channels."""
 
-    def __init__(self, plan: LoadPlan, channels: Sequence[grpc.aio.Channel]) -> None:
+    def __init__(
+        self, plan: LoadPlan, channels: Sequence[grpc.aio.Channel], token: str | None
+    ) -> None:
         self._plan = plan
+        self._metadata = make_metadata(token)()
         self._calls = [search_pb2_grpc.SearchServiceStub(channel).Search for channel in channels]
         options = search_pb2.SearchOptions(k=plan.k)
         self._requests = [
@@ -132,6 +138,8 @@ async def run_load(
     *,
     cpu: CpuMeter | None = None,
     on_progress: Callable[[float, Outcomes], None] | None = None,
+    tls: Tls | None = None,
+    token: str | None = None,
 ) -> LoadReport:
     """Put load on the fleet at ``address`` and measure.
 
@@ -140,10 +148,26 @@ async def run_load(
         plan: what to send.
         cpu: read at the start and the end of the measurement.
         on_progress: called about twice a second with the seconds gone and what came so far.
+        tls: certificates; plain text where not given.
+        token: a bearer token to send.
+
+    Raises:
+        ConfigError: if a certificate file cannot be used.
+        InvalidInput: if the token is not one.
     """
-    options = [("grpc.use_local_subchannel_pool", 1)]  # else equal channels share a connection
-    channels = [grpc.aio.insecure_channel(address, options) for _ in range(plan.connections)]
-    sender = _Sender(plan, channels)
+    options: list[tuple[str, Any]] = [
+        ("grpc.use_local_subchannel_pool", 1),  # else equal channels share a connection
+    ]
+    if tls is None:
+        channels = [grpc.aio.insecure_channel(address, options) for _ in range(plan.connections)]
+    else:
+        secure = ClientTls(tls)
+        options += secure.options
+        channels = [
+            grpc.aio.secure_channel(address, secure.credentials(), options)
+            for _ in range(plan.connections)
+        ]
+    sender = _Sender(plan, channels, token)
     loop = sender.closed_loop if plan.concurrency else sender.open_loop
 
     async def report(start: float) -> None:

@@ -34,14 +34,22 @@ def _probe(flag: str, address: str, reuse_port: bool) -> None:
         raise ConfigError(f"{flag} {address}: {error.strerror or error}") from error
 
 
-def bind(server: grpc.aio.Server, flag: str, address: str, reuse_port: bool) -> str:
-    """Open a server's port; the one place that will know of credentials.
+def bind(
+    server: grpc.aio.Server,
+    flag: str,
+    address: str,
+    *,
+    reuse_port: bool = False,
+    credentials: grpc.ServerCredentials | None = None,
+) -> str:
+    """Open a server's port.
 
     Args:
         server: not started yet.
         flag: what named the address, for messages.
         address: HOST:PORT or unix:PATH.
         reuse_port: whether others may listen on it too.
+        credentials: for TLS; plain text where not given.
 
     Returns:
         The address, its port resolved.
@@ -53,9 +61,13 @@ def bind(server: grpc.aio.Server, flag: str, address: str, reuse_port: bool) -> 
     if not is_unix:
         _probe(flag, address, reuse_port)
     try:
-        port = server.add_insecure_port(address)
+        if credentials is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, credentials)
     except RuntimeError as error:
-        raise ConfigError(f"{flag} {address}: the address cannot be bound") from error
+        reason = "" if credentials is None else ", or gRPC does not accept the certificate"
+        raise ConfigError(f"{flag} {address}: the address cannot be bound{reason}") from error
     return address if is_unix else f"{address.rpartition(':')[0]}:{port}"
 
 

@@ -9,7 +9,13 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-__all__ = ["LIVENESS", "Health"]
+from mach.serving.binding import bind
+from mach.serving.options import server_options
+
+__all__ = ["LIVENESS", "Health", "start_health_server"]
+
+_MESSAGE_BYTES = 4096
+_MAX_RPCS = 64
 
 _Status = health_pb2.HealthCheckResponse
 
@@ -78,3 +84,21 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # has no stu
             if self._closed:
                 return
             await changed.wait()
+
+
+async def start_health_server(health: Health, address: str) -> tuple[grpc.aio.Server, str]:
+    """Serve the health service alone, in plain text, without tokens or reflection.
+
+    Returns:
+        The server, and the address bound.
+
+    Raises:
+        ConfigError: if the address cannot be bound.
+    """
+    server = grpc.aio.server(
+        options=server_options(max_message_bytes=_MESSAGE_BYTES), maximum_concurrent_rpcs=_MAX_RPCS
+    )
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    bound = bind(server, "--health-listen", address)
+    await server.start()
+    return server, bound

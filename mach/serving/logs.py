@@ -1,7 +1,8 @@
 """Log lines on stderr, for people or as JSON.
 
 Pass fields by ``extra={"bundle_version": ...}``: both formats show them. Lines written during a
-call carry its request id and, where it is traced, its trace id. No log line carries query text.
+call carry its request id and, where it is traced, its trace id. No log line carries a token, nor
+query text unless ``--log-queries`` asks for it.
 """
 
 from __future__ import annotations
@@ -46,9 +47,15 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str, ensure_ascii=False)
 
 
+def _plain(value: object) -> str:
+    """On one line, whatever a caller put into it."""
+    text = str(value)
+    return text if text.isprintable() else repr(text)
+
+
 class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        fields = "".join(f" {name}={value}" for name, value in _fields(record).items())
+        fields = "".join(f" {name}={_plain(value)}" for name, value in _fields(record).items())
         line = (
             f"{_timestamp(record)} {record.levelname:<7} {record.name}: "
             f"{record.getMessage()}{fields}"

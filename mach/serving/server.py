@@ -8,9 +8,8 @@ import gc
 import logging
 import signal
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -21,52 +20,21 @@ from mach import tracing
 from mach.errors import ConfigError, UserError
 from mach.serving.admin import ADMIN_SERVICE, AdminServicer
 from mach.serving.binding import bind, write_ready_file
-from mach.serving.bundles import BundleHost
 from mach.serving.calls import CallInterceptor
-from mach.serving.health import Health
+from mach.serving.health import Health, start_health_server
 from mach.serving.interceptors import ErrorInterceptor, MetricsInterceptor
 from mach.serving.logs import configure_logging
 from mach.serving.metrics import ServerMetrics, new_registry, start_metrics_server
 from mach.serving.options import server_options
+from mach.serving.security import Security
+from mach.serving.service import Service
 from mach.serving.settings import ServingSettings, load_settings
 from mach.v1 import admin_pb2_grpc
 
-__all__ = ["Service", "main", "run", "serve"]
+__all__ = ["main", "run", "serve"]
 
 _logger = logging.getLogger(__name__)
 _HEALTH_SERVICE: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-
-
-class Service(ABC):
-    """What a process serves. All methods are called on the event loop."""
-
-    #: Full names of the gRPC services, such as ``mach.v1.ShardService``.
-    names: Sequence[str]
-    #: The bundles that the admin service switches between; None where there are none.
-    bundles: BundleHost[Any] | None = None
-    #: Whether a call that belongs to no trace begins one, if the sampler says so.
-    starts_traces = False
-
-    @abstractmethod
-    def register(self, server: grpc.aio.Server) -> None:
-        """Add the servicers. Called before anything is loaded."""
-
-    @abstractmethod
-    async def start(self, health: Health) -> None:
-        """Load and warm up, then ``health.set_serving(True)``, now or later, once or often.
-
-        The port is open meanwhile and health is NOT_SERVING: servicers raise ``Unavailable``.
-        A ``UserError`` ends the process with its sentence and exit code 2.
-        """
-
-    async def drain(self) -> None:  # noqa: B027 - most services have no long-lived calls
-        """End long-lived calls once they have answered what they accepted.
-
-        No new call arrives; calls in flight get ``drain_seconds`` from here on.
-        """
-
-    async def close(self) -> None:  # noqa: B027
-        """Release what :meth:`start` acquired. No call is in flight any more."""
 
 
 class _Stop:
@@ -110,13 +78,21 @@ async def serve(
         interceptors: run inside those for request ids, metrics and errors, in this order.
 
     Raises:
-        ConfigError: if an address cannot be bound.
+        ConfigError: if an address cannot be bound, or a certificate or token file not be used.
         UserError: what :meth:`Service.start` raises.
     """
+    security = Security(
+        settings,
+        registry,
+        scopes={**dict.fromkeys(service.names, "search"), ADMIN_SERVICE: "admin"},
+        open_services=[_HEALTH_SERVICE, *(() if service.asks_for_tokens else service.names)],
+        watched=service.watched,
+    )
     around = [
         CallInterceptor(starts_traces=service.starts_traces),
         MetricsInterceptor(ServerMetrics(registry)),
         ErrorInterceptor(),
+        *security.interceptors,
         *interceptors,
     ]
 
@@ -143,9 +119,16 @@ async def serve(
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(server.stop, 0)
         addresses: dict[str, str | None] = {
-            "listen": bind(server, "--listen", settings.listen, reuse_port),
+            "listen": bind(
+                server,
+                "--listen",
+                settings.listen,
+                reuse_port=reuse_port,
+                credentials=security.credentials(),
+            ),
             "metrics": None,
             "admin": None,
+            "health": None,
         }
         if settings.metrics_listen is not None:
             addresses["metrics"], close = start_metrics_server(settings.metrics_listen, registry)
@@ -156,8 +139,13 @@ async def serve(
             admin = new_server([ADMIN_SERVICE], False)
             stack.push_async_callback(admin.stop, 0)
             admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(service.bundles), admin)
-            addresses["admin"] = bind(admin, "--admin-listen", settings.admin_listen, False)
+            addresses["admin"] = bind(
+                admin, "--admin-listen", settings.admin_listen, credentials=security.credentials()
+            )
             await admin.start()
+        if settings.health_listen is not None:
+            probed, addresses["health"] = await start_health_server(health, settings.health_listen)
+            stack.push_async_callback(probed.stop, 0)
         stop = _Stop()
         stack.callback(stop.close)
         await server.start()
@@ -168,6 +156,8 @@ async def serve(
             addresses["listen"],
             addresses["metrics"] or "no port",
         )
+        watching = asyncio.create_task(security.watch(), name="watch on files")
+        stack.callback(watching.cancel)
         stack.push_async_callback(service.close)
         await _run_until_stopped(service, health, stop)
         await _drain(server, service, health, stop, settings.drain_seconds)

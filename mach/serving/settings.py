@@ -6,12 +6,13 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from mach.errors import ConfigError
+from mach.tls import check_pair
 
 __all__ = [
     "CommaSeparatedInts",
@@ -74,13 +75,33 @@ class ServingSettings(BaseSettings):
     """HOST:PORT to serve Prometheus metrics on, at /metrics; none where not given."""
     admin_listen: str | None = None
     """HOST:PORT or unix:PATH to serve mach.v1.AdminService on, which loads and switches bundles;
-    none where not given. Whoever reaches it decides what is served: keep it to yourself."""
+    none where not given. Whoever may call it decides what is served: keep it to yourself, or give
+    --tokens or --tls-client-ca."""
     bundle_root: Path | None = None
     """The directory that the admin service may load bundles from; that which holds the first
     bundle where not given."""
+    health_listen: str | None = None
+    """HOST:PORT or unix:PATH to serve grpc.health.v1 alone on, in plain text and without tokens:
+    for probes that speak no TLS, such as Kubernetes'; none where not given."""
+    tls_certificate: Path | None = None
+    """A PEM file with the server's certificate and those that lead to its authority: every gRPC
+    port but --health-listen then speaks TLS only."""
+    tls_key: Path | None = None
+    """A PEM file with the certificate's key, without a passphrase."""
+    tls_client_ca: Path | None = None
+    """A PEM file with the authorities one of which must have signed a caller's certificate
+    (mutual TLS); where not given callers need none."""
+    tokens: Path | None = None
+    """The file of `mach token`: calls then need a bearer token that it knows. Health needs none.
+    A shard server asks for tokens on its admin port and for reflection, not for predictions: it
+    knows aggregators by their certificates."""
+    reload_seconds: float = Field(5.0, ge=0.05, le=3600)
+    """How often certificate and token files are looked at; what changed is taken up without a
+    restart, what is wrong is refused and what was there stays."""
     ready_file: Path | None = None
-    """Write the addresses bound to this file, as JSON with listen, metrics, admin and pid, once
-    the ports are open. That the server can answer is told by its health, not by the file."""
+    """Write the addresses bound to this file, as JSON with listen, metrics, admin, health and
+    pid, once the ports are open. That the server can answer is told by its health, not by the
+    file."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least severe log lines written."""
     log_format: Literal["text", "json"] = "text"
@@ -98,7 +119,7 @@ class ServingSettings(BaseSettings):
     reflection: bool = True
     """Offer gRPC server reflection, by which tools discover the services."""
 
-    @field_validator("listen", "admin_listen")
+    @field_validator("listen", "admin_listen", "health_listen")
     @classmethod
     def _listen_is_an_address(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith("unix:"):
@@ -111,6 +132,16 @@ class ServingSettings(BaseSettings):
         if value is not None:
             split_address(value)
         return value
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        try:
+            check_pair(self.tls_certificate, self.tls_key, ("--tls-certificate", "--tls-key"))
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("--tls-client-ca needs --tls-certificate and --tls-key as well")
+        return self
 
 
 S = TypeVar("S", bound=ServingSettings)

@@ -140,6 +140,7 @@ class FakeFleet:
         self.bundles = Bundles(served)
         self.aggregator: Aggregator
         self.shards: dict[str, FakeShard] = {}
+        self.names: dict[str, str] = {}
         self.registry = CollectorRegistry()
         self.ready_changes: list[bool] = []
 
@@ -175,7 +176,8 @@ async def fake_fleet(
     """An aggregator over one fake shard an address."""
     fleet = FakeFleet(served)
 
-    def connect(address: str) -> FakeShard:
+    def connect(address: str, name: str) -> FakeShard:
+        fleet.names[address] = name
         shard = FakeShard(loaded[address], address)
         prepare(shard)
         fleet.shards[address] = shard

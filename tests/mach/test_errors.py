@@ -23,6 +23,7 @@ def test_every_public_error_is_in_the_tree_of_the_docstring():
         errors.Overloaded("the queue is full"),
         errors.DeadlineExceeded("time is up"),
         errors.Unauthenticated("no token"),
+        errors.PermissionDenied("the token is not for admin"),
     ],
 )
 def test_a_client_raises_what_the_server_raised(error):
