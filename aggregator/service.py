@@ -81,7 +81,7 @@ class AggregatorService(Service):
         self._health: Health | None = None
         tls = settings.shard_tls
         if tls is not None:
-            self.watched = [Watched(tls.files, tls.expires)]
+            self.watched = [Watched(tls.files, tls.expires, self._connect_anew)]
         self.bundles = BundleHost(
             self._open,
             self._load,
@@ -105,6 +105,9 @@ class AggregatorService(Service):
             merge_threads=settings.merge_threads,
             on_ready=self._tell,
         )
+
+    def _connect_anew(self) -> None:
+        self._aggregator.fleet.ask_again()
 
     def register(self, server: grpc.aio.Server) -> None:
         """See :class:`Service`."""

@@ -28,6 +28,7 @@ class ServerProcess:
         address: HOST:PORT of gRPC.
         metrics_address: HOST:PORT of its metrics.
         admin_address: of its admin service, where ``--admin-listen`` was given.
+        health_address: of its health alone, where ``--health-listen`` was given.
     """
 
     def __init__(
@@ -47,8 +48,8 @@ class ServerProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self.address = ""
         self.metrics_address = ""
-        self.admin_address: str | None = None
         self.admin_address = ""
+        self.health_address = ""
 
     def __enter__(self) -> ServerProcess:
         ready = Path(self._directory.name) / "ready.json"
@@ -65,8 +66,8 @@ class ServerProcess:
             addresses = json.loads(ready.read_text())
             assert addresses["pid"] == self._process.pid
             self.address, self.metrics_address = addresses["listen"], addresses["metrics"]
-            self.admin_address = addresses["admin"]
             self.admin_address = addresses["admin"] or ""
+            self.health_address = addresses["health"] or ""
             if self._wait_for_serving:
                 wait_until(lambda: self.health() == "SERVING", "SERVING")
         except BaseException:
@@ -112,8 +113,11 @@ class ServerProcess:
         return grpc.insecure_channel(self.address)
 
     def health(self, service: str = "") -> str:
-        """SERVING, NOT_SERVING, or the status code of a failed check."""
-        with self.channel() as channel:
+        """SERVING, NOT_SERVING, or the status code of a failed check.
+
+        Asked over the port for health alone, where ``--health-listen`` was given.
+        """
+        with grpc.insecure_channel(self.health_address or self.address) as channel:
             try:
                 answer = health_pb2_grpc.HealthStub(channel).Check(
                     health_pb2.HealthCheckRequest(service=service), timeout=2

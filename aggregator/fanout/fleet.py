@@ -104,6 +104,11 @@ class Fleet:
             *(watch.ask() for watch in list(self._watches.values()) if watch.answers)
         )
 
+    def ask_again(self) -> None:
+        """Have every endpoint asked for its state soon, however lately it was heard of."""
+        for endpoint in self.endpoints.values():
+            endpoint.ask_again()
+
     def routes(self, expected: Expected) -> Routes:
         """What can be asked at the moment for a bundle."""
         routes = self._routes.get(expected)

@@ -69,8 +69,8 @@ class AsyncMachClient:
             ConfigError: if a certificate file cannot be used.
         """
         options = channel_options(max_attempts, max_message_bytes)
-        self._connection = _AsyncioConnection(address, tls, options)
         self._metadata = token_metadata(token)
+        self._connection = _AsyncioConnection(address, tls, options)
         self._timeout = timeout
 
     async def search(

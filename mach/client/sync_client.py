@@ -66,8 +66,8 @@ class MachClient:
             ConfigError: if a certificate file cannot be used.
         """
         options = channel_options(max_attempts, max_message_bytes)
-        self._connection = _SyncConnection(address, tls, options)
         self._metadata = token_metadata(token)
+        self._connection = _SyncConnection(address, tls, options)
         self._timeout = timeout
 
     def search(

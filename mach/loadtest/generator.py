@@ -88,7 +88,9 @@ class _Sender:
         self.in_flight += 1
         try:
             answer = await call(
-                self._requests[number % len(self._requests)], timeout=self._plan.timeout
+                self._requests[number % len(self._requests)],
+                timeout=self._plan.timeout,
+                metadata=self._metadata,
             )
         except grpc.aio.AioRpcError as error:
             if self.counting:

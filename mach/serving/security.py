@@ -29,6 +29,8 @@ class Watched(NamedTuple):
     files: Reloaded[Any]
     expires: Callable[[], float | None] = lambda: None
     """When the certificate among them expires, in seconds since 1970; None without one."""
+    changed: Callable[[], None] = lambda: None
+    """Called on the event loop when there is another value."""
 
 
 class SecurityMetrics:
@@ -77,7 +79,6 @@ class Security:
         self._metrics = SecurityMetrics(registry)
         self._watched = list(watched)
         self._tls: ServerTls | None = None
-        self._tokens: TokenGuard | None = None
         self.interceptors: list[grpc.aio.ServerInterceptor] = []
         if settings.tls_certificate is not None and settings.tls_key is not None:
             tls = self._tls = ServerTls(
@@ -86,11 +87,9 @@ class Security:
             self._watched.append(Watched(tls.files, lambda: tls.files.value.pair.expires))
         self._interceptor: TokenInterceptor | None = None
         if settings.tokens is not None:
-            self._tokens = TokenGuard(settings.tokens, registry)
-            self._watched.append(Watched(self._tokens.files))
-            self._interceptor = TokenInterceptor(
-                self._tokens, open_services=open_services, scopes=scopes
-            )
+            tokens = TokenGuard(settings.tokens, registry)
+            self._watched.append(Watched(tokens.files, changed=tokens.reloaded))
+            self._interceptor = TokenInterceptor(tokens, open_services=open_services, scopes=scopes)
             self.interceptors.append(self._interceptor)
             if self._tls is None:
                 _logger.warning(
@@ -134,8 +133,7 @@ class Security:
             _logger.exception("changed files were not taken up, those before stay in use")
             return
         if changed:
-            if self._tokens is not None and one.files is self._tokens.files:
-                self._tokens.reloaded()
+            one.changed()
             self._show_expiry(one)
             self._metrics.reloads.labels(name, "ok").inc()
             _logger.info("changed files were taken up", extra={"file": name})
