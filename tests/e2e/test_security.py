@@ -53,7 +53,7 @@ class ClosedFleet:
                 *("--shard-ca", str(self.authority.ca)),
                 *pair_flags("shard", self.to_shards),
                 *("--shard-server-name", SHARD_NAME),
-                *("--probe-seconds", "0.2"),
+                *("--straggler-seconds", "4"),  # none is given up because the machine is busy
             ],
         )
 
@@ -320,19 +320,15 @@ async def test_all_certificates_change_under_load_without_an_error(
     assert errors == []
     assert answered > 50
     assert all(answer.coverage.complete for answer in answers)
-    for shard in closed.fleet.shards:  # and the aggregator made another connection each time
-        name = f'{STARTED}{{grpc_method="PredictStream",grpc_service="mach.v1.ShardService",'
-        assert metrics_of(shard)[name + 'grpc_type="bidi_stream"}'] >= 3
+    for shard in closed.fleet.shards:  # and the aggregator connected anew
+        wait_until(lambda shard=shard: streams_begun(shard) >= 2, "another stream")
 
 
-STARTED = "grpc_server_started_total"
-
-
-def metrics_of(server):
-    with urlopen(f"http://{server.metrics}/metrics", timeout=5) as response:
+def streams_begun(shard):
+    with urlopen(f"http://{shard.metrics}/metrics", timeout=5) as response:
         lines = response.read().decode().splitlines()
-    pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
-    return {name: float(value) for name, value in pairs}
+    name = 'grpc_server_started_total{grpc_method="PredictStream"'
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
 
 
 def test_no_log_line_has_a_token_or_a_query(closed, tiny_bundle):

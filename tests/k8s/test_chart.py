@@ -88,6 +88,22 @@ def test_every_default_is_described_by_the_schema():
         ({"aggregator": {"flags": {"shards": "x:1"}}}, "--shards is set by the chart"),
         ({"tracing": {"endpoint": "collector:4317"}}, "endpoint"),
         ({"tracing": {"sampler": "sometimes"}}, "sampler"),
+        (
+            {"tls": {"clients": {"clientCaSecret": "a"}}},
+            "tls.clients.clientCaSecret needs tls.clients.secret as well",
+        ),
+        (
+            {"tls": {"shards": {"serverName": "a"}}},
+            "tls.shards.serverName needs tls.shards.secret as well",
+        ),
+        (
+            {"tls": {"shards": {"secret": "a", "clientCaSecret": "b"}}},
+            "tls.shards.clientCaSecret needs tls.shards.clientSecret as well",
+        ),
+        ({"tls": {"clients": {"secret": "Not_A_Name"}}}, "Not_A_Name"),
+        ({"tokens": {"secret": "a", "key": "../x"}}, "key"),
+        ({"aggregator": {"flags": {"tokens": "/x"}}}, "--tokens is set by the chart"),
+        ({"shard": {"flags": {"tls-key": "/x"}}}, "--tls-key is set by the chart"),
         ({"training": {"enabled": True}}, "training.run: give the run a name"),
         ({"training": {"enabled": True, "run": "a"}}, "training.interactions: name at least one"),
         (

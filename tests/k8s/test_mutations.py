@@ -68,6 +68,18 @@ CHART_MUTATIONS = {
         "training.yaml", '"values" $values', '"values" $training',
         "gpus_go_to_programs_that_use_them",
     ),
+    "probes at the port that speaks TLS": (
+        "_pods.tpl", "ternary .root.Values.ports.health .root.Values.ports.grpc",
+        "ternary .root.Values.ports.grpc .root.Values.ports.grpc", "ports_exist",
+    ),
+    "a whole Secret mounted": (
+        "_pods.tpl", "    items:\n      {{- range .keys }}\n      - {key: {{ . }}, path: {{ . }}}\n"
+        "      {{- end }}\n", "", "secrets_are_mounted_where_they_are_read",
+    ),
+    "no certificate to show to shards": (
+        "_pods.tpl", "- --shard-certificate=/etc/mach/shard-client/tls.crt\n"
+        "- --shard-key=/etc/mach/shard-client/tls.key\n", "", "both_ends_of_a_hop_agree",
+    ),
     "a Service without its port's name": (
         "shards.yaml", "targetPort: metrics", "targetPort: http", "ports_exist",
     ),
@@ -83,7 +95,7 @@ def test_a_mistake_in_the_chart_is_seen(name, tmp_path):
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
-    for values in ("bluegreen", "training"):
+    for values in ("bluegreen", "training", "closed"):
         objects = render(values_of(values), chart)
         if expected == "schema":
             seen = any(next(problems(item, VERSIONS[-1]), None) for item in objects)

@@ -93,6 +93,13 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
     {{- end -}}
   {{- end -}}
 {{- end -}}
+{{- with $values.tls -}}
+  {{- if and .clients.clientCaSecret (not .clients.secret) -}}{{- fail "tls.clients.clientCaSecret needs tls.clients.secret as well" -}}{{- end -}}
+  {{- range $name, $value := omit .shards "secret" -}}
+    {{- if and $value (not $values.tls.shards.secret) -}}{{- fail (printf "tls.shards.%s needs tls.shards.secret as well" $name) -}}{{- end -}}
+  {{- end -}}
+  {{- if and .shards.clientCaSecret (not .shards.clientSecret) -}}{{- fail "tls.shards.clientCaSecret needs tls.shards.clientSecret as well" -}}{{- end -}}
+{{- end -}}
 {{- if $values.training.enabled -}}
   {{- if not $values.training.run -}}{{- fail "training.run: give the run a name" -}}{{- end -}}
   {{- if not $values.training.interactions -}}{{- fail "training.interactions: name at least one file" -}}{{- end -}}

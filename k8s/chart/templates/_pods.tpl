@@ -126,7 +126,75 @@ repetitions (comma separated, or ""). */}}
     {{- end }}
 {{- end -}}
 
-{{/* Volumes of a server. */}}
+{{/* Certificates of one component's gRPC port, as JSON: {"secret", "clientCa"}, names of Secrets,
+empty where there are none. Takes root and component. */}}
+{{- define "mach.serverTls" -}}
+{{- $tls := .root.Values.tls -}}
+{{- $clientCa := $tls.clients.clientCaSecret -}}
+{{- $secret := $tls.clients.secret -}}
+{{- if eq .component "shard" -}}
+{{- $secret = $tls.shards.secret -}}
+{{- $clientCa = ternary "" ($tls.shards.clientCaSecret | default $tls.shards.clientSecret) (empty $tls.shards.clientSecret) -}}
+{{- end -}}
+{{- dict "secret" $secret "clientCa" $clientCa | toJson -}}
+{{- end -}}
+
+{{/* A volume of keys of a Secret, which follows the Secret. Takes name, secret, keys. */}}
+{{- define "mach.secretVolume" -}}
+- name: {{ .name }}
+  secret:
+    secretName: {{ .secret }}
+    defaultMode: 0440
+    items:
+      {{- range .keys }}
+      - {key: {{ . }}, path: {{ . }}}
+      {{- end }}
+{{- end -}}
+
+{{/* Certificates and tokens of a server: name of the volume, Secret and its keys, as JSON. A pod
+gets no key that its program does not read. Takes root and component. */}}
+{{- define "mach.secrets" -}}
+{{- $values := .root.Values -}}
+{{- $pair := list "tls.crt" "tls.key" -}}
+{{- $own := include "mach.serverTls" . | fromJson -}}
+{{- $secrets := list -}}
+{{- if $own.secret -}}
+{{- $secrets = append $secrets (dict "name" "tls" "secret" $own.secret "keys" $pair) -}}
+{{- end -}}
+{{- if $own.clientCa -}}
+{{- $secrets = append $secrets (dict "name" "client-ca" "secret" $own.clientCa "keys" (list "ca.crt")) -}}
+{{- end -}}
+{{- if eq .component "aggregator" -}}
+{{- with $values.tls.shards -}}
+{{- if .secret -}}
+{{- $secrets = append $secrets (dict "name" "shard-ca" "secret" (.caSecret | default .secret) "keys" (list "ca.crt")) -}}
+{{- end -}}
+{{- if .clientSecret -}}
+{{- $secrets = append $secrets (dict "name" "shard-client" "secret" .clientSecret "keys" $pair) -}}
+{{- end -}}
+{{- end -}}
+{{- with $values.tokens -}}
+{{- if .secret -}}
+{{- $secrets = append $secrets (dict "name" "tokens" "secret" .secret "keys" (list .key)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- dict "secrets" $secrets | toJson -}}
+{{- end -}}
+
+{{/* The port that probes ask: kubelets speak no TLS. Takes root and component. */}}
+{{- define "mach.probePort" -}}
+{{- $own := include "mach.serverTls" . | fromJson -}}
+{{- ternary .root.Values.ports.health .root.Values.ports.grpc (not (empty $own.secret)) -}}
+{{- end -}}
+
+{{/* What a component's gRPC port speaks. Takes root and component. */}}
+{{- define "mach.appProtocol" -}}
+{{- $own := include "mach.serverTls" . | fromJson -}}
+{{- ternary "https" "kubernetes.io/h2c" (not (empty $own.secret)) -}}
+{{- end -}}
+
+{{/* Volumes of a server. Takes root and component. */}}
 {{- define "mach.volumes" -}}
 - name: bundles
   {{- if .root.Values.cache.volume }}
@@ -142,9 +210,12 @@ repetitions (comma separated, or ""). */}}
 - name: store
   {{- toYaml . | nindent 2 }}
 {{- end }}
+{{- range (include "mach.secrets" . | fromJson).secrets }}
+{{ include "mach.secretVolume" . }}
+{{- end }}
 {{- end -}}
 
-{{/* What both servers are: takes root, values. */}}
+{{/* What both servers are: takes root, values, component. */}}
 {{- define "mach.serverFlags" -}}
 - --bundle=/run/mach/bundle
 - --listen={{ .root.Values.listenHost }}:{{ .root.Values.ports.grpc }}
@@ -152,6 +223,36 @@ repetitions (comma separated, or ""). */}}
 - --drain-seconds={{ .values.drainSeconds }}
 - --log-format={{ .root.Values.logFormat }}
 - --log-level={{ .root.Values.logLevel }}
+{{- $tls := include "mach.serverTls" . | fromJson }}
+{{- if $tls.secret }}
+- --tls-certificate=/etc/mach/tls/tls.crt
+- --tls-key=/etc/mach/tls/tls.key
+- --health-listen={{ .root.Values.listenHost }}:{{ .root.Values.ports.health }}
+{{- end }}
+{{- if $tls.clientCa }}
+- --tls-client-ca=/etc/mach/client-ca/ca.crt
+{{- end }}
+{{- end -}}
+
+{{/* How an aggregator knows shards and callers: takes root. */}}
+{{- define "mach.aggregatorGuards" -}}
+{{- with .root.Values.tls.shards }}
+{{- if .secret }}
+- --shard-ca=/etc/mach/shard-ca/ca.crt
+{{- end }}
+{{- if .clientSecret }}
+- --shard-certificate=/etc/mach/shard-client/tls.crt
+- --shard-key=/etc/mach/shard-client/tls.key
+{{- end }}
+{{- with .serverName }}
+- --shard-server-name={{ . }}
+{{- end }}
+{{- end }}
+{{- with .root.Values.tokens }}
+{{- if .secret }}
+- --tokens=/etc/mach/tokens/{{ .key }}
+{{- end }}
+{{- end }}
 {{- end -}}
 
 {{/* Where servers send their traces, and which: entries of env. Takes root, bundle. */}}
@@ -181,29 +282,35 @@ envFrom:
 {{- end -}}
 
 {{- define "mach.reservedFlags" -}}
-bundle,listen,metrics-listen,admin-listen,bundle-root,drain-seconds,log-format,log-level,ready-file
+bundle,listen,metrics-listen,admin-listen,health-listen,tls-certificate,tls-key,tls-client-ca,tokens,shard-ca,shard-certificate,shard-key,shard-server-name,bundle-root,drain-seconds,log-format,log-level,ready-file
 {{- end -}}
 
 {{- define "mach.serverPorts" -}}
 - {name: grpc, containerPort: {{ .root.Values.ports.grpc }}, protocol: TCP}
 - {name: metrics, containerPort: {{ .root.Values.ports.metrics }}, protocol: TCP}
+{{- if (include "mach.serverTls" . | fromJson).secret }}
+- {name: health, containerPort: {{ .root.Values.ports.health }}, protocol: TCP}
+{{- end }}
 {{- end -}}
 
 {{- define "mach.serverMounts" -}}
 - {name: bundles, mountPath: /bundles, readOnly: true}
 - {name: run, mountPath: /run/mach, readOnly: true}
 - {name: tmp, mountPath: /tmp}
+{{- range (include "mach.secrets" . | fromJson).secrets }}
+- {name: {{ .name }}, mountPath: /etc/mach/{{ .name }}, readOnly: true}
+{{- end }}
 {{- end -}}
 
 {{/* Ready: can answer. Alive: the event loop turns, whatever other servers do. */}}
 {{- define "mach.probes" -}}
 readinessProbe:
-  grpc: {port: {{ .root.Values.ports.grpc }}, service: ""}
+  grpc: {port: {{ include "mach.probePort" . }}, service: ""}
   periodSeconds: 2
   timeoutSeconds: 2
   failureThreshold: 2
 livenessProbe:
-  grpc: {port: {{ .root.Values.ports.grpc }}, service: liveness}
+  grpc: {port: {{ include "mach.probePort" . }}, service: liveness}
   periodSeconds: 10
   timeoutSeconds: 5
   failureThreshold: 6

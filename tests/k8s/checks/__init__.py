@@ -1,6 +1,14 @@
 """What schemas cannot see: whether the objects of a release fit each other and the programs."""
 
-from tests.k8s.checks import fleet, programs, references, scaling, security, tracing
+from tests.k8s.checks import (
+    fleet,
+    programs,
+    references,
+    scaling,
+    secrets,
+    security,
+    tracing,
+)
 from tests.k8s.checks.model import CHECKS, Release, name_of
 
 __all__ = [
@@ -11,6 +19,7 @@ __all__ = [
     "programs",
     "references",
     "scaling",
+    "secrets",
     "security",
     "tracing",
 ]

@@ -21,6 +21,7 @@ from mach.errors import ConfigError
 from mach.serving import LIVENESS, load_settings, new_registry, split_address
 from mach.serving.bundles import BundleHost
 from mach.serving.metrics import ServerMetrics
+from mach.serving.security import SecurityMetrics
 from shard_server.metrics import ShardMetrics
 from shard_server.settings import ShardSettings
 from tests.k8s.checks.model import Release, check, containers_of, fetch_of, name_of, pod_of
@@ -52,6 +53,8 @@ def servers_accept_their_flags(release: Release) -> Iterator[str]:
             "grpc": split_address(settings.listen)[1],
             "metrics": split_address(settings.metrics_listen or "none:0")[1],
         }
+        if settings.health_listen is not None:
+            listens["health"] = split_address(settings.health_listen)[1]
         if listens != ports:
             yield f"{name_of(server)} listens on {listens} and shows {ports}"
 
@@ -158,6 +161,7 @@ def metric_names() -> frozenset[str]:
     """Every series name that the services' metrics can have."""
     registries = [new_registry("shard_server"), CollectorRegistry()]
     ServerMetrics(registries[0])
+    SecurityMetrics(registries[0])
     ShardMetrics(registries[0])
     AggregatorMetrics(registries[1])
     BundleHost(Bundle.open, Bundle.open, registries[0], root=ROOT)

@@ -10,6 +10,7 @@ from tests.k8s.checks.model import (
     Release,
     check,
     containers_of,
+    flags_of,
     labels_of,
     matches,
     name_of,
@@ -100,8 +101,11 @@ def ports_exist(release: Release) -> Iterator[str]:
         for container in containers_of(workload):
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
                 port = container.get(probe, {}).get("grpc", {}).get("port")
-                if port is not None and port != _ports(workload).get("grpc"):
-                    yield f"{name_of(workload)}: {probe} asks port {port}, gRPC is elsewhere"
+                # Kubelets speak no TLS: where the server does, health has a port of its own.
+                has_tls = "--tls-certificate" in flags_of(container)
+                asked = _ports(workload).get("health" if has_tls else "grpc")
+                if port is not None and port != asked:
+                    yield f"{name_of(workload)}: {probe} asks port {port}, health is at {asked}"
     for monitor in release.of("ServiceMonitor"):
         watched = [
             service
