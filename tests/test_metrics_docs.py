@@ -10,7 +10,9 @@ from prometheus_client import CollectorRegistry, Histogram
 from aggregator.metrics import AggregatorMetrics
 from mach.bundle import Bundle
 from mach.serving import BundleHost
+from mach.serving.guard import new_calls_counter
 from mach.serving.metrics import ServerMetrics
+from mach.serving.security import SecurityMetrics
 from shard_server.metrics import ShardMetrics
 
 PAGE = Path(__file__).parent.parent / "docs" / "metrics.md"
@@ -19,6 +21,12 @@ PAGE = Path(__file__).parent.parent / "docs" / "metrics.md"
 def _shard(registry: CollectorRegistry) -> None:
     ShardMetrics(registry)
     BundleHost(Bundle.open, lambda bundle: bundle, registry, root=Path())
+
+
+def _both(registry: CollectorRegistry) -> None:
+    ServerMetrics(registry)
+    SecurityMetrics(registry)
+    new_calls_counter(registry)
 
 
 def _rows(register: Callable[[CollectorRegistry], object]) -> list[str]:
@@ -36,7 +44,7 @@ def _rows(register: Callable[[CollectorRegistry], object]) -> list[str]:
 def tables() -> dict[str, list[str]]:
     """The rows of each section."""
     return {
-        "Both servers": _rows(ServerMetrics),
+        "Both servers": _rows(_both),
         "Shard server": _rows(_shard),
         "Aggregator": _rows(AggregatorMetrics),
     }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import tempfile
 import time
 from dataclasses import replace
@@ -26,10 +28,13 @@ _LOAD_SECONDS = 120.0
 
 
 def link_copy(bundle: Bundle, out: Path, **changes: Any) -> Path:
-    """The same bundle elsewhere, without copying its files; ``changes`` of the manifest."""
+    """The same bundle elsewhere, without copying if it can; ``changes`` of the manifest."""
     out.mkdir()
     for name in bundle.manifest.files:
-        (out / name).symlink_to(bundle.path / name)
+        try:
+            os.link(bundle.path / name, out / name)
+        except OSError:  # another file system
+            shutil.copyfile(bundle.path / name, out / name)
     given = set(Manifest.model_fields) - {"format", "version"}
     fields = {name: getattr(bundle.manifest, name) for name in given} | changes
     (out / MANIFEST_FILE).write_text(Manifest.build(**fields).to_json(), encoding="utf-8")

@@ -24,6 +24,7 @@ __all__ = [
     "FEATURES_FILE",
     "FORMAT_VERSION",
     "MANIFEST_FILE",
+    "MAX_MANIFEST_BYTES",
     "FileEntry",
     "Manifest",
     "parse_manifest",
@@ -32,6 +33,8 @@ __all__ = [
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
+#: A manifest names at most some thousand files; more than this is not one.
+MAX_MANIFEST_BYTES = 16 << 20
 CATALOG_FILE = "catalog.arrow"
 FEATURES_FILE = "features.arrow"
 BUCKETS_FILE = "buckets.bin"

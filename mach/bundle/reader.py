@@ -16,6 +16,7 @@ from mach.bundle.manifest import (
     CATALOG_FILE,
     FEATURES_FILE,
     MANIFEST_FILE,
+    MAX_MANIFEST_BYTES,
     Manifest,
     parse_manifest,
     repetition_file,
@@ -29,6 +30,14 @@ if TYPE_CHECKING:
     from mach.merge import BucketTable, MergeRule
 
 __all__ = ["Bundle"]
+
+
+def _check_kind(file: Path) -> None:
+    """A file of a bundle lies in its directory: a link could lead anywhere, a pipe never ends."""
+    if file.is_symlink():
+        raise BundleError(f"{file} is a link; the files of a bundle lie in its directory")
+    if not file.is_file():
+        raise BundleError(f"{file} is missing" if not file.exists() else f"{file} is no file")
 
 
 class Bundle:
@@ -54,12 +63,16 @@ class Bundle:
 
         Raises:
             BundleError: if there is no bundle, its format is not supported, the manifest is
-                damaged, or a file is missing or has another length.
+                damaged, or a file is missing, is a link or has another length.
         """
         path = Path(path)
         if not path.is_dir():
             raise BundleError(f"there is no bundle at {path}: no such directory")
         try:
+            size = (path / MANIFEST_FILE).stat().st_size
+            _check_kind(path / MANIFEST_FILE)
+            if size > MAX_MANIFEST_BYTES:
+                raise BundleError(f"{path / MANIFEST_FILE} is too long to be a manifest")
             text = (path / MANIFEST_FILE).read_bytes()
         except OSError as error:
             raise BundleError(f"there is no bundle at {path}: {MANIFEST_FILE}: {error}") from error
@@ -72,8 +85,7 @@ class Bundle:
 
     def _check_size(self, name: str, expected: int) -> None:
         file = self.path / name
-        if not file.is_file():
-            raise BundleError(f"{file} is missing")
+        _check_kind(file)
         if (size := file.stat().st_size) != expected:
             raise BundleError(f"{file} has {size} bytes, the manifest says {expected}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal, cast
 
 import numpy as np
@@ -16,8 +17,9 @@ __all__ = ["PROVIDERS", "Provider", "RepetitionSession", "resolve_provider"]
 
 _FLOAT = np.float32
 
-#: How ONNX writes that a tensor lies in another file: the entry whose key is ``location``.
-_EXTERNAL_DATA = b"\x0a\x08location"
+#: How ONNX writes that a tensor lies in another file: the entry whose key is ``location``. A
+#: parser also takes its tag and its length with bytes to spare, which a writer may use to hide it.
+_EXTERNAL_DATA = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)location")
 
 PROVIDERS: dict[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -84,7 +86,7 @@ class RepetitionSession:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         chosen = [PROVIDERS[wanted]] + ([PROVIDERS["cpu"]] if wanted == "cuda" else [])
         name = repetition_file(repetition)
-        if _EXTERNAL_DATA in model:
+        if _EXTERNAL_DATA.search(model):
             raise BundleError(f"{name} refers to files outside the bundle, which is not allowed")
         try:
             self._session = ort.InferenceSession(model, options, providers=chosen)

@@ -11,7 +11,15 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mach.bundle import MANIFEST_FILE, Bundle, FileEntry, Manifest, hash_file, parse_manifest
+from mach.bundle import (
+    MANIFEST_FILE,
+    MAX_MANIFEST_BYTES,
+    Bundle,
+    FileEntry,
+    Manifest,
+    hash_file,
+    parse_manifest,
+)
 from mach.errors import BundleError, ConfigError, Unavailable
 from mach.files import write_atomically
 from mach.store.locations import Location, open_location
@@ -19,8 +27,6 @@ from mach.store.locations import Location, open_location
 __all__ = ["fetch", "link", "push"]
 
 _BLOCK = 1 << 20
-#: A manifest names at most some thousand files; more than this is not one.
-_MAX_MANIFEST_BYTES = 16 << 20
 #: A partial file that nobody has written to for so long was left by a process that died.
 _ABANDONED_SECONDS = 3600.0
 _PART = ".part"
@@ -87,8 +93,8 @@ def _published(target: Location, manifest: Manifest) -> bool:
 
 def _read_manifest(location: Location) -> Manifest:
     with location.open(MANIFEST_FILE) as file:
-        data = file.read(_MAX_MANIFEST_BYTES + 1)
-    if len(data) > _MAX_MANIFEST_BYTES:
+        data = file.read(MAX_MANIFEST_BYTES + 1)
+    if len(data) > MAX_MANIFEST_BYTES:
         raise BundleError(f"{location.name}/{MANIFEST_FILE} is too long to be a manifest")
     return parse_manifest(data, f"{location.name}/{MANIFEST_FILE}")
 

@@ -1,6 +1,7 @@
 """The bundle on disk: complete or absent, and refused when it is not what it says."""
 
 import json
+import os
 
 import pyarrow as pa
 import pytest
@@ -247,3 +248,31 @@ def test_a_bundle_may_be_opened_for_some_of_its_files(bundle_dir):
         Bundle.open(bundle_dir, files=lambda m: files_for(m, "aggregator"))
     with pytest.raises(BundleError, match=r"buckets.bin cannot be read"):
         bundle.verify(["buckets.bin"])
+
+
+@pytest.mark.parametrize("name", [MANIFEST_FILE, CATALOG_FILE, repetition_file(1)])
+def test_a_file_that_is_a_link_is_refused_even_to_the_right_bytes(bundle_dir, tmp_path, name):
+    (bundle_dir / name).rename(tmp_path / "elsewhere")
+    (bundle_dir / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BundleError, match=f"{name} is a link"):
+        Bundle.open(bundle_dir)
+
+
+def test_the_directory_itself_may_be_a_link(bundle_dir, tmp_path):
+    (tmp_path / "current").symlink_to(bundle_dir)
+    Bundle.open(tmp_path / "current").verify()
+
+
+@pytest.mark.parametrize("name", [MANIFEST_FILE, CATALOG_FILE])
+def test_a_pipe_is_not_read(bundle_dir, name):
+    (bundle_dir / name).unlink()
+    os.mkfifo(bundle_dir / name)
+    with pytest.raises(BundleError, match=f"{name} is no file"):
+        Bundle.open(bundle_dir)
+
+
+def test_a_manifest_without_end_is_not_read(bundle_dir):
+    with (bundle_dir / MANIFEST_FILE).open("r+b") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(BundleError, match="too long to be a manifest"):
+        Bundle.open(bundle_dir)

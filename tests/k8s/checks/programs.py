@@ -20,6 +20,7 @@ from mach.cli import bundle as bundle_command
 from mach.errors import ConfigError
 from mach.serving import LIVENESS, load_settings, new_registry, split_address
 from mach.serving.bundles import BundleHost
+from mach.serving.guard import new_calls_counter
 from mach.serving.metrics import ServerMetrics
 from mach.serving.security import SecurityMetrics
 from shard_server.metrics import ShardMetrics
@@ -162,6 +163,7 @@ def metric_names() -> frozenset[str]:
     registries = [new_registry("shard_server"), CollectorRegistry()]
     ServerMetrics(registries[0])
     SecurityMetrics(registries[0])
+    new_calls_counter(registries[0])
     ShardMetrics(registries[0])
     AggregatorMetrics(registries[1])
     BundleHost(Bundle.open, Bundle.open, registries[0], root=ROOT)

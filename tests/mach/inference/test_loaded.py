@@ -115,13 +115,23 @@ def test_a_model_of_another_kind_is_refused(tiny_bundle, monkeypatch, properties
         LoadedBundle.load(tiny_bundle, [0])
 
 
-def test_a_model_that_reads_other_files_is_refused(tiny_bundle, monkeypatch):
-    model = onnx.load_from_string(make_model(np.zeros((510, 16), np.float32), GOOD))
-    weights = model.graph.initializer[0]
-    weights.ClearField("raw_data")
-    weights.data_location = onnx.TensorProto.EXTERNAL
-    weights.external_data.add(key="location", value="/etc/passwd")
-    data = model.SerializeToString()
+@pytest.mark.parametrize(
+    ("tag", "length"), [(b"\x0a", b"\x08"), (b"\x0a", b"\x88\x00"), (b"\x8a\x00", b"\x88\x80\x00")]
+)
+def test_a_model_that_reads_other_files_is_refused(tiny_bundle, monkeypatch, tag, length):
+    """However the reference is written: a parser takes numbers with bytes to spare."""
+
+    def field(number, content):
+        return bytes([number << 3 | 2, len(content)]) + content
+
+    entry = onnx.StringStringEntryProto(value="/etc/passwd").SerializeToString()
+    tensor = onnx.TensorProto(
+        name="more", dims=[1], data_type=1, data_location=onnx.TensorProto.EXTERNAL
+    ).SerializeToString()
+    tensor += field(13, tag + length + b"location" + entry)  # external_data
+    # A message that is written twice is merged: the graph gets another initializer.
+    data = make_model(np.zeros((510, 16), np.float32), GOOD) + field(7, field(5, tensor))
+    assert onnx.load_from_string(data).graph.initializer[-1].external_data[0].key == "location"
     monkeypatch.setattr(Bundle, "read_model", lambda self, repetition: data)
     with pytest.raises(BundleError, match="outside the bundle"):
         LoadedBundle.load(tiny_bundle, [0])
