@@ -35,10 +35,15 @@ def features(indices=(1,), values=(0.5,), splits=(0, 1)):
 
 
 @asynccontextmanager
-async def serving(core, *, default_seconds=5.0, margin_seconds=0.01):
+async def serving(core, *, default_seconds=5.0, margin_seconds=0.01, log_queries=False):
     """A stub for a server on ``core``."""
     server = grpc.aio.server(interceptors=[ErrorInterceptor()])
-    servicer = SearchServicer(core, default_seconds=default_seconds, margin_seconds=margin_seconds)
+    servicer = SearchServicer(
+        core,
+        default_seconds=default_seconds,
+        margin_seconds=margin_seconds,
+        log_queries=log_queries,
+    )
     search_pb2_grpc.add_SearchServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -149,6 +154,23 @@ async def test_a_batch_has_a_size(served, one_each, count):
             await stub.SearchBatch(search_pb2.SearchBatchRequest(queries=[GOOD] * count))
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert caught.value.details() == f"queries: must be 1 to 3, got {count}"
+
+
+@pytest.mark.parametrize("asked", [True, False])
+async def test_query_texts_are_logged_where_asked_for_only(served, one_each, titles, caplog, asked):
+    caplog.set_level("DEBUG")
+    queries = [search_pb2.Query(text=titles[number]) for number in (7, 8)]
+    untold = search_pb2.Query(features=features())  # has no text
+    async with (
+        fake_fleet(served, one_each) as fleet,
+        serving(fleet.aggregator, log_queries=asked) as stub,
+    ):
+        await stub.Search(search_pb2.SearchRequest(query=queries[0]))
+        await stub.SearchBatch(search_pb2.SearchBatchRequest(queries=[*queries, untold]))
+    logged = [record.query for record in caplog.records if hasattr(record, "query")]
+    assert logged == ([titles[7], titles[7], titles[8]] if asked else [])
+    if not asked:
+        assert all(titles[7] not in record.getMessage() for record in caplog.records)
 
 
 async def test_statuses_of_the_fleets_troubles(served, one_each):

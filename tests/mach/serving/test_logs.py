@@ -45,6 +45,13 @@ def test_text_lines_carry_fields(capsys):
     assert line.endswith("WARNING some.module: careful repetition=3")
 
 
+def test_text_fields_stay_on_their_line(capsys):
+    configure_logging("info", "text")
+    logging.getLogger("some.module").info("query", extra={"query": "a\n2026 ERROR forged"})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(r"query='a\n2026 ERROR forged'")
+
+
 @pytest.mark.parametrize(
     ("error", "lines"),
     [
