@@ -291,14 +291,21 @@ async def test_all_certificates_change_under_load_without_an_error(
 
     pem = (closed.authority.ca, closed.client.key, closed.client.certificate)
     credentials = grpc.ssl_channel_credentials(*(path.read_bytes() for path in pem))
-    async with (
-        AsyncMachClient(
-            closed.fleet.address, timeout=5, tls=closed.tls, token=closed.search
-        ) as client,
-        AsyncMachClient(
+
+    async def is_refused():
+        """Whether a client with the certificates from before can connect no more."""
+        async with AsyncMachClient(
             closed.fleet.address, timeout=5, tls=credentials, token=closed.search
-        ) as old,
-    ):
+        ) as old:
+            try:
+                await old.search(titles[0])
+            except Unavailable:
+                return True
+        return False
+
+    async with AsyncMachClient(
+        closed.fleet.address, timeout=5, tls=closed.tls, token=closed.search
+    ) as client:
         tasks = [asyncio.create_task(load(client)) for _ in range(4)]
         write(closed.authority.ca, closed.authority.ca.read_bytes() + replaced.ca.read_bytes())
         await asyncio.sleep(0.4)
@@ -309,16 +316,16 @@ async def test_all_certificates_change_under_load_without_an_error(
         await asyncio.sleep(1.0)
         # From now on what the old authority signed is worth nothing.
         write(closed.authority.ca, replaced.ca.read_bytes())
-        await asyncio.sleep(0.6)
-        with pytest.raises(Unavailable):  # the client's certificate, kept from before
-            await old.search(titles[0])
+        async with asyncio.timeout(20):
+            while not await is_refused():  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
         answered = len(answers)
         while len(answers) < answered + 20:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         stop.set()
         await asyncio.gather(*tasks)
     assert errors == []
-    assert answered > 50
+    assert answered > 20
     assert all(answer.coverage.complete for answer in answers)
     for shard in closed.fleet.shards:  # and the aggregator connected anew
         wait_until(lambda shard=shard: streams_begun(shard) >= 2, "another stream")
