@@ -15,6 +15,7 @@ from aggregator.transport.base import (
     Withdraw,
 )
 from mach.errors import MachError
+from mach.tracing import Headers
 
 __all__ = ["RenewingTransport"]
 
@@ -33,7 +34,12 @@ class _Counted:
         self.calls = 0
 
     def predict(
-        self, payload: Payload, repetitions: tuple[int, ...], seconds: float, done: Done
+        self,
+        payload: Payload,
+        repetitions: tuple[int, ...],
+        seconds: float,
+        done: Done,
+        trace: Headers = (),
     ) -> Withdraw:
         self.calls += 1
         open_ = True
@@ -48,7 +54,7 @@ class _Counted:
             ended()
             done(answer)
 
-        withdraw = self.inner.predict(payload, repetitions, seconds, answered)
+        withdraw = self.inner.predict(payload, repetitions, seconds, answered, trace)
 
         def withdrawn() -> None:
             ended()
@@ -132,10 +138,15 @@ class RenewingTransport:
         task.add_done_callback(self._closing.discard)
 
     def predict(
-        self, payload: Payload, repetitions: tuple[int, ...], seconds: float, done: Done
+        self,
+        payload: Payload,
+        repetitions: tuple[int, ...],
+        seconds: float,
+        done: Done,
+        trace: Headers = (),
     ) -> Withdraw:
         """See :class:`ShardTransport`."""
-        return self._current.predict(payload, repetitions, seconds, done)
+        return self._current.predict(payload, repetitions, seconds, done, trace)
 
     async def close(self) -> None:
         """See :class:`ShardTransport`."""

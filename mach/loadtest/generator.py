@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from mach.client.connection import make_metadata
+from mach.client.connection import token_metadata
 from mach.errors import InvalidInput
 from mach.loadtest.cpu import CpuMeter
 from mach.loadtest.report import LoadReport, Outcomes
@@ -69,7 +69,7 @@ class _Sender:
         self, plan: LoadPlan, channels: Sequence[grpc.aio.Channel], token: str | None
     ) -> None:
         self._plan = plan
-        self._metadata = make_metadata(token)()
+        self._metadata = token_metadata(token)()
         self._calls = [search_pb2_grpc.SearchServiceStub(channel).Search for channel in channels]
         options = search_pb2.SearchOptions(k=plan.k)
         self._requests = [
