@@ -9,4 +9,11 @@ from aggregator.settings import AggregatorSettings
 from mach.serving import main
 
 if __name__ == "__main__":
-    sys.exit(main(AggregatorSettings, AggregatorService, component="aggregator"))
+    sys.exit(
+        main(
+            AggregatorSettings,
+            AggregatorService,
+            component="aggregator",
+            workers=lambda settings: settings.workers,
+        )
+    )

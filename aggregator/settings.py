@@ -47,6 +47,10 @@ class AggregatorSettings(ServingSettings):
     """The name that every shard's certificate must have instead."""
     log_queries: bool = False
     """Write the text of each query to the log. Without it no log line carries any."""
+    workers: int = Field(1, ge=1, le=256)
+    """Processes that share --listen, each with connections, queues and metrics of its own; the
+    catalog and stored buckets are mapped once. Worker i has its metrics, admin and health ports i
+    above those given. On Kubernetes use replicas instead."""
     minimum_repetitions: int | None = Field(None, ge=1, le=1000)
     """Repetitions that must answer where a request does not say, and that must be reachable for
     the health service to say SERVING; half of the bundle's, rounded up, by default."""

@@ -29,6 +29,7 @@ class ServerProcess:
         metrics_address: HOST:PORT of its metrics.
         admin_address: of its admin service, where ``--admin-listen`` was given.
         health_address: of its health alone, where ``--health-listen`` was given.
+        ready: all that its ready file says.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class ServerProcess:
         self.metrics_address = ""
         self.admin_address = ""
         self.health_address = ""
+        self.ready: dict[str, Any] = {}
 
     def __enter__(self) -> ServerProcess:
         ready = Path(self._directory.name) / "ready.json"
@@ -60,16 +62,16 @@ class ServerProcess:
         with self._stderr.open("wb") as stderr:
             self._process = subprocess.Popen(command, stderr=stderr, env=self._env, cwd=ROOT)
         try:
-            wait_until(lambda: ready.exists() or self._process.poll() is not None, "the port")
+            wait_until(lambda: ready.exists() or self._process.poll() is not None, "the port", 60)
             if not ready.exists():
                 raise AssertionError(f"exit code {self._process.returncode}: {self.stderr}")
-            addresses = json.loads(ready.read_text())
+            addresses = self.ready = json.loads(ready.read_text())
             assert addresses["pid"] == self._process.pid
             self.address, self.metrics_address = addresses["listen"], addresses["metrics"]
             self.admin_address = addresses["admin"] or ""
             self.health_address = addresses["health"] or ""
             if self._wait_for_serving:
-                wait_until(lambda: self.health() == "SERVING", "SERVING")
+                wait_until(lambda: self.health() == "SERVING", "SERVING", 60)
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -149,7 +151,9 @@ def run_server(
     )
 
 
-def wait_until(condition: Any, what: str, seconds: float = 20) -> None:
+def wait_until(
+    condition: Any, what: str = "it did not happen in time", seconds: float = 20
+) -> None:
     """Poll ``condition``; fail after ``seconds``."""
     end = time.monotonic() + seconds
     while not condition():

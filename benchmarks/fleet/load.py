@@ -28,6 +28,7 @@ def running_fleet(
     *,
     shard_arguments: Sequence[str] = (),
     aggregator_arguments: Sequence[str] = (),
+    admin: bool = False,
     on_event: Callable[[str], None] = lambda _: None,
 ) -> Iterator[LocalFleet]:
     """A fleet of one process a repetition and an aggregator."""
@@ -35,6 +36,7 @@ def running_fleet(
         setup.bundle,
         shard_arguments=shard_arguments,
         aggregator_arguments=aggregator_arguments,
+        admin=admin,
         on_event=on_event,
     )
     fleet.start(timeout=180)

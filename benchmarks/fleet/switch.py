@@ -11,20 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import grpc
-
 from benchmarks.fleet.faults import capacity_of, under_load
 from benchmarks.fleet.load import running_fleet
 from benchmarks.fleet.options import Setup, median, say
 from benchmarks.fleet.report import Goal, Report, Table, main
 from mach.bundle import MANIFEST_FILE, Bundle, Manifest
 from mach.errors import InvalidInput
-from mach.fleet import LocalFleet, ServerProcess
-from mach.v1 import admin_pb2, admin_pb2_grpc
+from mach.fleet import LocalFleet
+from mach.fleet.switching import FleetAdmin
 
 TITLE = "A bundle switch at half the capacity"
-_ADMIN = ("--admin-listen", "127.0.0.1:0")
-_LOAD_SECONDS = 120.0
 
 
 def link_copy(bundle: Bundle, out: Path, **changes: Any) -> Path:
@@ -49,32 +45,6 @@ def other_version(bundle: Bundle, out: Path, number: int) -> Path:
     return link_copy(bundle, out, merge={**merge, "exponent": merge["exponent"] + 0.01 * number})
 
 
-class Admin:
-    """The admin services of a whole fleet."""
-
-    def __init__(self, fleet: LocalFleet) -> None:
-        assert fleet.aggregator is not None
-        self._front = fleet.aggregator
-        self._shards = fleet.shards
-
-    def _call(self, server: ServerProcess, method: str, request: Any) -> Any:
-        assert server.admin is not None
-        with grpc.insecure_channel(server.admin) as channel:
-            stub = admin_pb2_grpc.AdminServiceStub(channel)
-            return getattr(stub, method)(request, timeout=_LOAD_SECONDS)
-
-    def load(self, path: Path) -> None:
-        """Everywhere, one after another."""
-        for server in [*self._shards, self._front]:
-            self._call(server, "LoadBundle", admin_pb2.LoadBundleRequest(path=str(path)))
-
-    def activate(self, version: str) -> None:
-        """At the front first: requests name the version that they want of a shard."""
-        for server in [self._front, *self._shards]:
-            request = admin_pb2.ActivateBundleRequest(bundle_version=version)
-            self._call(server, "ActivateBundle", request)
-
-
 def run(setup: Setup) -> Report:
     """Load another version and switch to it, in each round."""
     report = Report()
@@ -84,10 +54,11 @@ def run(setup: Setup) -> Report:
         root = ("--bundle-root", folder)
         with running_fleet(
             replace(setup, path=first),
-            shard_arguments=[*_ADMIN, *root],
-            aggregator_arguments=[*_ADMIN, *root],
+            shard_arguments=root,
+            aggregator_arguments=root,
+            admin=True,
         ) as fleet:
-            admin = Admin(fleet)
+            admin = FleetAdmin(fleet.admin_ports)
             rate = capacity_of(fleet, setup) / 2
             for number in range(setup.rounds):
                 path = other_version(setup.bundle, Path(folder) / str(number), number + 1)
@@ -104,14 +75,14 @@ def run(setup: Setup) -> Report:
 
 
 def _switch(
-    fleet: LocalFleet, setup: Setup, admin: Admin, rate: float, path: Path, version: str
+    fleet: LocalFleet, setup: Setup, admin: FleetAdmin, rate: float, path: Path, version: str
 ) -> dict[str, Any]:
     marks: dict[str, float] = {}
 
     def script(start: float) -> None:
         time.sleep(max(0.0, start + setup.seconds - time.perf_counter()))
         marks["load"] = time.perf_counter()
-        admin.load(path)
+        admin.load(str(path), version)
         marks["switch"] = time.perf_counter()
         admin.activate(version)
         marks["done"] = time.perf_counter()

@@ -1,4 +1,4 @@
-"""``mach bundle``: copy bundles to and from stores."""
+"""``mach bundle``: copy bundles to and from stores, and change a fleet to another."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from mach.cli import bundle_switch
 from mach.cli.console import err, out
 
 if TYPE_CHECKING:
@@ -68,8 +69,11 @@ def _parse_repetitions(value: str | None) -> list[int] | None:
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    bundle_app = typer.Typer(help="Publish and fetch bundles.", no_args_is_help=True)
+    bundle_app = typer.Typer(
+        help="Publish and fetch bundles, change a fleet to another.", no_args_is_help=True
+    )
     app.add_typer(bundle_app, name="bundle")
+    bundle_switch.register(bundle_app)
 
     @bundle_app.command()
     def push(

@@ -64,6 +64,14 @@ def register(app: typer.Typer) -> None:
             None, help="Authorities of the certificates that clients must show, PEM."
         ),
         tokens: Path = typer.Option(None, help="The file of `mach token`; callers need a token."),
+        fleet_file: Path = typer.Option(
+            None,
+            help="Give the servers admin ports on loopback and write them here, for "
+            "`mach bundle switch --fleet-file`.",
+        ),
+        bundle_root: Path = typer.Option(
+            None, help="Where other bundles may be loaded from; default: beside the first."
+        ),
     ) -> None:
         """Serve a bundle on this machine: a process a shard and an aggregator.
 
@@ -71,9 +79,25 @@ def register(app: typer.Typer) -> None:
         dies is started again.
         """
         from mach.bundle import Bundle
+        from mach.errors import ConfigError
         from mach.fleet import LocalFleet
         from mach.fleet.prometheus import LocalPrometheus
+        from mach.fleet.switching import write_fleet_file
 
+        if bundle_root is not None and fleet_file is None:
+            raise ConfigError("--bundle-root needs --fleet-file as well")
+        root = () if bundle_root is None else ("--bundle-root", str(bundle_root.absolute()))
+        secure = [
+            argument
+            for flag, value in (
+                ("--tls-certificate", tls_certificate),
+                ("--tls-key", tls_key),
+                ("--tls-client-ca", tls_client_ca),
+                ("--tokens", tokens),
+            )
+            if value is not None
+            for argument in (flag, str(value.absolute()))
+        ]
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
@@ -83,23 +107,17 @@ def register(app: typer.Typer) -> None:
             listen=listen,
             threads=threads,
             directory=log_dir,
-            aggregator_arguments=[
-                argument
-                for flag, value in (
-                    ("--tls-certificate", tls_certificate),
-                    ("--tls-key", tls_key),
-                    ("--tls-client-ca", tls_client_ca),
-                    ("--tokens", tokens),
-                )
-                if value is not None
-                for argument in (flag, str(value.absolute()))
-            ],
+            admin=fleet_file is not None,
+            shard_arguments=root,
+            aggregator_arguments=[*root, *secure],
             on_event=lambda message: err.print(message, markup=False),
         )
         prometheus = None
         with err.status("starting the fleet"):
             fleet.start()
         try:
+            if fleet_file is not None:
+                write_fleet_file(fleet_file, fleet.admin_ports)
             if monitoring is not None:
                 prometheus = LocalPrometheus(
                     fleet, fleet.directory / "prometheus", listen=monitoring
@@ -118,4 +136,6 @@ def register(app: typer.Typer) -> None:
                 if prometheus is not None:
                     prometheus.stop()
                 fleet.stop()
+                if fleet_file is not None:
+                    fleet_file.unlink(missing_ok=True)
         err.print("stopped")

@@ -1,23 +1,16 @@
-"""``python -m mach.fleet.child MODULE ARGUMENTS…``: a server that ends with its supervisor.
-
-A supervisor that is killed cannot stop its children, so each asks Linux for a SIGTERM when
-the parent ends. It asks itself, since code between fork and exec is unsafe with threads.
-"""
+"""``python -m mach.fleet.child MODULE ARGUMENTS…``: a server that ends with its supervisor."""
 
 from __future__ import annotations
 
-import ctypes
 import runpy
-import signal
 import sys
 
-_PR_SET_PDEATHSIG = 1
+from mach.processes import end_with_parent
 
 
 def main() -> None:
     """Become the module named."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    end_with_parent()
     sys.argv = sys.argv[1:]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 

@@ -6,6 +6,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,7 @@ from types import TracebackType
 from mach.bundle import Bundle
 from mach.errors import ConfigError, InvalidInput, MachError, Unavailable
 from mach.fleet.process import ServerProcess, ServerState
+from mach.fleet.switching import AdminPort, FleetAdmin
 
 __all__ = ["FleetStatus", "LocalFleet"]
 
@@ -46,6 +48,8 @@ class LocalFleet:
         threads: of ONNX Runtime in each shard.
         shard_arguments: further flags for every shard server.
         aggregator_arguments: further flags for the aggregator.
+        admin: give every server an admin port, through which the bundle can be changed; one that
+            dies then is started again with the bundle that the others serve.
         directory: for logs; a temporary one, removed at the end, where not given.
         on_event: called with a sentence for people when something happens.
     """
@@ -59,6 +63,7 @@ class LocalFleet:
         threads: int = 1,
         shard_arguments: Sequence[str] = (),
         aggregator_arguments: Sequence[str] = (),
+        admin: bool = False,
         directory: Path | None = None,
         on_event: Callable[[str], None] = lambda message: None,
     ) -> None:
@@ -78,6 +83,8 @@ class LocalFleet:
         self._monitor: threading.Thread | None = None
         self._aggregator_arguments = ["--bundle", str(bundle.path), *aggregator_arguments]
         self._listen = listen
+        self._admin = "127.0.0.1:0" if admin else None
+        self._is_secure = "--tls-certificate" in aggregator_arguments
         self.aggregator: ServerProcess | None = None
         self.shards = [
             ServerProcess(
@@ -91,6 +98,7 @@ class LocalFleet:
                 ],
                 directory,
                 "127.0.0.1:0",
+                admin=self._admin,
             )
             for first, last in _ranges(len(repetitions), num_shards)
         ]
@@ -101,6 +109,16 @@ class LocalFleet:
         if self.aggregator is None:
             raise Unavailable("the fleet has not been started")
         return self.aggregator.address
+
+    @property
+    def admin_ports(self) -> list[AdminPort]:
+        """Where the servers take orders; none unless asked for."""
+        return [
+            AdminPort(server.name, server.admin, is_front, is_front and self._is_secure)
+            for server in self._servers()
+            for is_front in [server is self.aggregator]
+            if server.admin is not None
+        ]
 
     def start(self, timeout: float = 180.0) -> None:
         """Start every process and wait until the aggregator serves.
@@ -124,6 +142,7 @@ class LocalFleet:
                 ],
                 self.directory,
                 self._listen,
+                admin=self._admin,
             )
             self.aggregator.start()
             self.aggregator.wait_bound(deadline)
@@ -165,11 +184,22 @@ class LocalFleet:
 
     def _restart(self, server: ServerProcess) -> None:
         try:
+            server.bundle = self._active_bundle() or server.bundle
             server.restart()
             server.wait_bound(time.monotonic() + 30)
             self._on_event(f"{server.name} runs again at {server.address}")
         except MachError as error:
             self._on_event(str(error))
+
+    def _active_bundle(self) -> Path | None:
+        """What the shards that run serve by now; None where nobody says."""
+        for port in self.admin_ports:
+            if not port.is_aggregator:  # which may ask for a token
+                with suppress(MachError):
+                    for bundle in FleetAdmin([port], timeout=2.0).loaded()[port.name]:
+                        if bundle.active:
+                            return Path(bundle.path)
+        return None
 
     def status(self) -> FleetStatus:
         """Ask every server for its health."""

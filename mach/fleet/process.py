@@ -48,21 +48,30 @@ class ServerProcess:
     Attributes:
         address: HOST:PORT of its gRPC port, once it is bound.
         metrics: HOST:PORT of its metrics port.
-        admin: HOST:PORT of its admin port, where its arguments ask for one.
+        admin: HOST:PORT of its admin port, if it has one.
+        bundle: another bundle to start with than the arguments say, if not None.
         probed: HOST:PORT of where its health is asked for: of a port of its own under TLS.
     """
 
     def __init__(
-        self, name: str, module: str, arguments: Sequence[str], directory: Path, listen: str
+        self,
+        name: str,
+        module: str,
+        arguments: Sequence[str],
+        directory: Path,
+        listen: str,
+        *,
+        admin: str | None = None,
     ) -> None:
         self.name = name
         self.restarts = 0
         self.address = listen
         self.metrics = "127.0.0.1:0"
-        self.admin: str | None = None
+        self.admin = admin
         self.probed: str | None = None
         self._has_tls = "--tls-certificate" in arguments
         self.log_path = directory / f"{name.replace(' ', '-')}.log"
+        self.bundle: Path | None = None
         self._command = [sys.executable, "-m", "mach.fleet.child", module, *arguments]
         self._ready_file = directory / f"{name.replace(' ', '-')}.ready.json"
         self._process: subprocess.Popen[bytes] | None = None
@@ -85,6 +94,8 @@ class ServerProcess:
                 *("--listen", self.address),
                 *("--metrics-listen", self.metrics),
                 *("--ready-file", str(self._ready_file)),
+                *(("--admin-listen", self.admin) if self.admin else ()),
+                *(("--bundle", str(self.bundle)) if self.bundle else ()),
                 *(("--health-listen", self.probed or "127.0.0.1:0") if self._has_tls else ()),
             ],
             stdin=subprocess.DEVNULL,

@@ -71,13 +71,18 @@ def bind(
     return address if is_unix else f"{address.rpartition(':')[0]}:{port}"
 
 
-def write_ready_file(path: Path, addresses: dict[str, str | None]) -> None:
-    """Write the addresses bound, and the process id, as JSON.
+def write_ready_file(
+    path: Path,
+    addresses: dict[str, str | None],
+    workers: list[dict[str, str | int | None]] | None = None,
+) -> None:
+    """Write the addresses bound, the process id, and the same of any workers, as JSON.
 
     Raises:
         ConfigError: if it cannot be written.
     """
-    content = json.dumps({**addresses, "pid": os.getpid()}) + "\n"
+    more = {} if workers is None else {"workers": workers}
+    content = json.dumps({**addresses, "pid": os.getpid(), **more}) + "\n"
     try:
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
             file.write(content)

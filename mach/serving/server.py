@@ -8,7 +8,8 @@ import gc
 import logging
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import grpc
@@ -29,6 +30,7 @@ from mach.serving.options import server_options
 from mach.serving.security import Security
 from mach.serving.service import Service
 from mach.serving.settings import ServingSettings, load_settings
+from mach.serving.workers import run_workers
 from mach.v1 import admin_pb2_grpc
 
 __all__ = ["main", "run", "serve"]
@@ -74,7 +76,8 @@ async def serve(
         service: what to serve.
         settings: where and how.
         registry: what the metrics port shows.
-        reuse_port: let other processes listen on the same port, each taking some connections.
+        reuse_port: let other processes listen on the same port, each taking some connections;
+            this one does when it has started.
         interceptors: run inside those for request ids, metrics and errors, in this order.
 
     Raises:
@@ -119,17 +122,29 @@ async def serve(
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(server.stop, 0)
         addresses: dict[str, str | None] = {
-            "listen": bind(
+            "listen": None,
+            "metrics": None,
+            "admin": None,
+            "health": None,
+        }
+
+        async def open_port() -> None:
+            addresses["listen"] = bind(
                 server,
                 "--listen",
                 settings.listen,
                 reuse_port=reuse_port,
                 credentials=security.credentials(),
-            ),
-            "metrics": None,
-            "admin": None,
-            "health": None,
-        }
+            )
+            await server.start()
+            if settings.ready_file is not None:
+                write_ready_file(settings.ready_file, addresses)
+            _logger.info(
+                "listening on %s, metrics on %s",
+                addresses["listen"],
+                addresses["metrics"] or "no port",
+            )
+
         if settings.metrics_listen is not None:
             addresses["metrics"], close = start_metrics_server(settings.metrics_listen, registry)
             stack.callback(close)
@@ -148,29 +163,31 @@ async def serve(
             stack.push_async_callback(probed.stop, 0)
         stop = _Stop()
         stack.callback(stop.close)
-        await server.start()
-        if settings.ready_file is not None:
-            write_ready_file(settings.ready_file, addresses)
-        _logger.info(
-            "listening on %s, metrics on %s",
-            addresses["listen"],
-            addresses["metrics"] or "no port",
-        )
+        if not reuse_port:
+            await open_port()
         watching = asyncio.create_task(security.watch(), name="watch on files")
         stack.callback(watching.cancel)
         stack.push_async_callback(service.close)
-        await _run_until_stopped(service, health, stop)
+        # Where others listen on the port too, callers shall find the ones that are ready.
+        await _run_until_stopped(service, health, stop, open_port if reuse_port else None)
         await _drain(server, service, health, stop, settings.drain_seconds)
         _logger.info("stopped")
 
 
-async def _run_until_stopped(service: Service, health: Health, stop: _Stop) -> None:
+async def _run_until_stopped(
+    service: Service,
+    health: Health,
+    stop: _Stop,
+    started: Callable[[], Awaitable[None]] | None,
+) -> None:
     starting = asyncio.create_task(service.start(health))
     stopping = asyncio.create_task(stop.requested.wait())
     try:
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
+            if started is not None:
+                await started()
             # What is alive now lives as long as the process: a collection that walks it all
             # again and again stops the event loop for tens of milliseconds each time.
             gc.collect()
@@ -253,13 +270,26 @@ def main(
     *,
     component: str,
     argv: Sequence[str] | None = None,
+    workers: Callable[[S], int] = lambda settings: 1,
 ) -> int:
     """What ``python -m`` of a server does; returns the exit code.
 
     A wrong flag, a port in use, a bundle that cannot be served: one sentence on stderr and 2.
+
+    Args:
+        settings_class: the server's settings.
+        factory: makes the service from them.
+        component: for metrics and messages.
+        argv: the flags; those of this process where not given.
+        workers: how many processes the settings ask for.
     """
     try:
         settings = load_settings(settings_class, argv, program=f"python -m {component}")
+        count = workers(settings)
+        if count > 1:
+            configure_logging(settings.log_level, settings.log_format)
+            shared = partial(run, factory=factory, component=component, reuse_port=True)
+            return run_workers(settings, shared, count)
     except ConfigError as error:
         print(f"{component}: {error}", file=sys.stderr)
         return 2

@@ -15,13 +15,7 @@ from mach.client import AsyncMachClient, MachClient
 from mach.errors import DeadlineExceeded, MachError, Unavailable
 from mach.fleet import LocalFleet
 from mach.fleet.process import ServerProcess
-
-
-def wait_until(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
+from tests.servers import wait_until
 
 
 def run(*arguments):
@@ -137,7 +131,7 @@ def test_without_shards_it_lives_but_is_not_ready(tiny_bundle, tmp_path):
             assert log.count(f"shard {address} does not answer") == 1
         assert "Traceback" not in log
         os.kill(server.pid, signal.SIGTERM)
-        wait_until(lambda: server.pid is None, 10)
+        wait_until(lambda: server.pid is None, seconds=10)
     finally:
         server.stop(time.monotonic() + 5)
 

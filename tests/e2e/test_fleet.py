@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from mach.client import MachClient
 from mach.errors import InvalidInput, MachError, Unavailable, VersionNotFound
 from tests.e2e.reference import Reference
+from tests.servers import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +27,6 @@ def check(result, expected):
     ids, scores = expected
     assert [product.product_id for product in result.products] == ids
     np.testing.assert_allclose([product.score for product in result.products], scores, rtol=1e-5)
-
-
-def wait_until(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def test_congruence_restriction_and_mistakes(tiny_bundle, client, reference):

@@ -1,0 +1,218 @@
+"""Changing the bundle of a whole fleet while it serves, through its servers' admin ports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from mach.errors import ConfigError, MachError, VersionMismatch, from_status
+from mach.files import write_atomically
+from mach.tls import ClientTls
+from mach.v1 import admin_pb2, admin_pb2_grpc
+
+__all__ = ["AdminPort", "FleetAdmin", "HeldBundle", "read_fleet_file", "write_fleet_file"]
+
+
+@dataclass(frozen=True)
+class AdminPort:
+    """Where a server of a fleet takes orders.
+
+    Attributes:
+        name: for people.
+        address: HOST:PORT of its admin port.
+        is_aggregator: whether it is an aggregator; a shard otherwise.
+        tls: whether it speaks TLS.
+    """
+
+    name: str
+    address: str
+    is_aggregator: bool
+    tls: bool = False
+
+
+@dataclass(frozen=True)
+class HeldBundle:
+    """A bundle in a server's memory."""
+
+    version: str
+    path: str
+    active: bool
+
+
+def write_fleet_file(path: Path, ports: Sequence[AdminPort]) -> None:
+    """Write where a fleet's admin ports are, atomically."""
+    write_atomically(path, json.dumps([asdict(port) for port in ports], indent=1) + "\n")
+
+
+def read_fleet_file(path: Path) -> list[AdminPort]:
+    """Read what :func:`write_fleet_file` wrote.
+
+    Raises:
+        ConfigError: if it cannot be read or is something else.
+    """
+    try:
+        return [AdminPort(**entry) for entry in json.loads(path.read_text())]
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
+    except (TypeError, ValueError):
+        raise ConfigError(f"{path} is not a file of `mach serve --fleet-file`") from None
+
+
+class FleetAdmin:
+    """The admin services of a fleet's servers.
+
+    Requests name the version that they want of a shard, and every server can hold two. So a
+    bundle is loaded everywhere first; then the aggregators change to it, one by one, and the
+    shards, which only changes what they answer to requests that name none. Going back is the
+    same, and quick: the former bundle is still loaded.
+    """
+
+    def __init__(
+        self,
+        ports: Sequence[AdminPort],
+        *,
+        tls: ClientTls | None = None,
+        metadata: Callable[[], Any] = lambda: None,
+        timeout: float = 600.0,
+        on_event: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            ports: of all servers.
+            tls: for those that speak TLS.
+            metadata: gives a call's metadata: the token.
+            timeout: seconds that one server may take to load a bundle.
+            on_event: told each step that is done.
+
+        Raises:
+            ConfigError: if there is no server, or one speaks TLS and ``tls`` is missing.
+        """
+        if not ports:
+            raise ConfigError("name the admin ports of the fleet's servers")
+        for port in ports:
+            if port.tls and tls is None:
+                raise ConfigError(f"{port.name} speaks TLS: --tls or --tls-ca is needed")
+        self._shards = [port for port in ports if not port.is_aggregator]
+        self._aggregators = [port for port in ports if port.is_aggregator]
+        self._tls = tls
+        self._metadata = metadata
+        self._timeout = timeout
+        self._on_event = on_event
+
+    @contextmanager
+    def _stub(self, port: AdminPort) -> Iterator[admin_pb2_grpc.AdminServiceStub]:
+        if port.tls and self._tls is not None:
+            channel = grpc.secure_channel(
+                port.address, self._tls.credentials(), options=self._tls.options
+            )
+        else:
+            channel = grpc.insecure_channel(port.address)
+        with channel:
+            yield admin_pb2_grpc.AdminServiceStub(channel)
+
+    def _call(self, port: AdminPort, method: str, request: Any) -> Any:
+        with self._stub(port) as stub:
+            try:
+                return getattr(stub, method)(
+                    request, timeout=self._timeout, metadata=self._metadata()
+                )
+            except grpc.RpcError as error:
+                reason = from_status(error.code(), f"{port.name}: {error.details()}")
+                raise reason from None
+
+    def loaded(self) -> dict[str, list[HeldBundle]]:
+        """What each server holds, by name, its active bundle first.
+
+        Raises:
+            MachError: if a server does not answer; the message names it.
+        """
+        found = {}
+        for port in [*self._aggregators, *self._shards]:
+            answer = self._call(port, "DescribeBundles", admin_pb2.DescribeBundlesRequest())
+            found[port.name] = [
+                HeldBundle(bundle.bundle_version, bundle.path, bundle.active)
+                for bundle in answer.bundles
+            ]
+        return found
+
+    def load(self, path: str, version: str = "") -> str:
+        """Load a bundle on every server, one after another, beside what they serve.
+
+        Args:
+            path: its directory on the servers' machines.
+            version: the version expected; whatever the first server finds where not given.
+
+        Returns:
+            Its version.
+
+        Raises:
+            MachError: if one refuses; those that had loaded it drop it again.
+        """
+        fresh: list[AdminPort] = []
+        for port in [*self._shards, *self._aggregators]:
+            try:
+                before = self._call(port, "DescribeBundles", admin_pb2.DescribeBundlesRequest())
+                request = admin_pb2.LoadBundleRequest(path=path, bundle_version=version)
+                version = self._call(port, "LoadBundle", request).bundle.bundle_version
+            except MachError:
+                for other in fresh:
+                    self._attempt(
+                        other,
+                        "UnloadBundle",
+                        admin_pb2.UnloadBundleRequest(bundle_version=version),
+                    )
+                raise
+            if version not in [bundle.bundle_version for bundle in before.bundles]:
+                fresh.append(port)
+            self._on_event(f"{port.name}: loaded")
+        return version
+
+    def activate(self, version: str) -> str:
+        """Make a bundle that every server holds the active one.
+
+        Returns:
+            The version that was active on the aggregators before.
+
+        Raises:
+            VersionMismatch: if the aggregators were not of one version before.
+            MachError: if a server refuses; the aggregators that had changed change back.
+        """
+        previous: dict[AdminPort, str] = {}
+        for port in [*self._aggregators, *self._shards]:
+            request = admin_pb2.ActivateBundleRequest(bundle_version=version)
+            try:
+                previous[port] = self._call(port, "ActivateBundle", request).previous_version
+            except MachError:
+                for other, former in reversed(previous.items()):
+                    self._attempt(
+                        other,
+                        "ActivateBundle",
+                        admin_pb2.ActivateBundleRequest(bundle_version=former),
+                    )
+                raise
+            self._on_event(f"{port.name}: active")
+        before = {previous[port] for port in self._aggregators or self._shards}
+        if len(before) > 1:
+            raise VersionMismatch(
+                f"all servers have changed to {version}, but from different versions: "
+                f"{', '.join(sorted(before))}"
+            )
+        return before.pop()
+
+    def switch(self, path: str, version: str = "") -> tuple[str, str]:
+        """:meth:`load` and :meth:`activate`; the former version and the new one."""
+        version = self.load(path, version)
+        return self.activate(version), version
+
+    def _attempt(self, port: AdminPort, method: str, request: Any) -> None:
+        try:
+            self._call(port, method, request)
+        except MachError as error:
+            self._on_event(str(error))
