@@ -11,7 +11,7 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context, copy_context
 from functools import partial
@@ -173,12 +173,15 @@ class Batcher:
         first = batch[0]
         features = SparseBatch.concatenate([job.features for job in batch])
         seconds = first.loaded.seconds(len(features), len(features.indices), len(first.repetitions))
-        if seconds < self._inline_seconds:
+        # A GPU is waited for on a thread: another bundle may be warming up on it.
+        together = first.loaded.together
+        if seconds < self._inline_seconds and not together:
             self._run(batch, features, first.repetitions)
             self._finish(batch)
             return
-        self._busy_until = time.monotonic() + seconds / min(self._workers, len(first.repetitions))
-        shares = [first.repetitions[i :: self._workers] for i in range(self._workers)]
+        workers = 1 if together else self._workers
+        self._busy_until = time.monotonic() + seconds / min(workers, len(first.repetitions))
+        shares = [first.repetitions[i::workers] for i in range(workers)]
         tasks = [self._pool.submit(self._run, batch, features, share) for share in shares if share]
         waiting = itertools.count(1)
         loop = asyncio.get_running_loop()
@@ -250,19 +253,16 @@ class Batcher:
     ) -> None:
         span = next((job.span for job in batch if job.span is not None), None)
         observe = partial(self._observe, tracing.exemplar(span))
-        answers = batch[0].loaded.run(features, repetitions, observe)
-        together = all(job.encoding == batch[0].encoding for job in batch)
-        for repetition, rows in answers.items():
-            whole = encode_rows(rows, batch[0].encoding) if together else None
-            start = 0
-            for job in batch:
-                stop = start + len(job.features)
-                job.answers[repetition] = (
-                    encode_rows(rows[start:stop], job.encoding)
-                    if whole is None
-                    else whole.rows(start, stop, len(rows))
-                )
-                start = stop
+        loaded, encoding = batch[0].loaded, batch[0].encoding
+        if all(job.encoding == encoding for job in batch):
+            encoded = loaded.run_encoded(features, repetitions, encoding, observe)
+            for repetition, whole in encoded.items():
+                for job, start, stop in _spans(batch):
+                    job.answers[repetition] = whole.rows(start, stop, len(features))
+            return
+        for repetition, rows in loaded.run(features, repetitions, observe).items():
+            for job, start, stop in _spans(batch):
+                job.answers[repetition] = encode_rows(rows[start:stop], job.encoding)
 
     def _observe(self, exemplar: dict[str, str] | None, repetition: int, seconds: float) -> None:
         self._metrics.inference(repetition).observe(seconds, exemplar)
@@ -279,6 +279,15 @@ class Batcher:
         for job in batch:
             if not job.cancelled:
                 job.on_done(job)
+
+
+def _spans(batch: Sequence[Job]) -> Iterator[tuple[Job, int, int]]:
+    """Each job with its first row in the batch and the one after its last."""
+    start = 0
+    for job in batch:
+        stop = start + len(job.features)
+        yield job, start, stop
+        start = stop
 
 
 def _milliseconds(seconds: float) -> int:

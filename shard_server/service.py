@@ -68,6 +68,7 @@ class ShardService(Service):
             self._settings.repetition,
             provider=self._settings.provider,
             threads=self._settings.threads,
+            cuda=self._settings.cuda,
         )
 
     async def start(self, health: Health) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from mach.inference import Provider
+from mach.inference import CudaSettings, Precision, Provider
 from mach.serving import CommaSeparatedInts, ServingSettings
 
 __all__ = ["ShardSettings"]
@@ -42,6 +42,27 @@ class ShardSettings(ServingSettings):
     max_in_flight_per_stream: int = Field(256, ge=1, le=65_536)
     """Requests accepted on one stream and not yet answered, beyond which it is not read."""
 
+    cuda_memory_mib: int = Field(0, ge=0)
+    """Most memory of the GPU for weights and work, in MiB; 0 for no limit. CUDA itself takes a few
+    hundred more. While a bundle is replaced, both are in memory, each within this limit."""
+    cuda_rows: int = Field(64, ge=1, le=1024)
+    """Most queries that run at once on a GPU, rounded up to a power of two; larger batches are
+    split."""
+    cuda_widths: CommaSeparatedInts = Field([16, 32, 64, 128])
+    """On a GPU, features that queries are padded to: each of these numbers, with each power of two
+    of queries, is a shape that is made ready before serving. Longer queries run, but slower."""
+    cuda_graphs: bool = True
+    """On a GPU, capture each shape as a CUDA graph, which saves most of the cost of launching."""
+    cuda_precision: Precision = "fp16"
+    """On a GPU, precision of the output layer: fp16, or fp32 at twice the memory and time."""
+
+    @field_validator("cuda_widths")
+    @classmethod
+    def _rise(cls, value: list[int]) -> list[int]:
+        if not value or min(value) < 1 or value != sorted(set(value)):
+            raise ValueError(f"{value} are not rising numbers from 1")
+        return value
+
     @field_validator("repetition")
     @classmethod
     def _name_some_once(cls, value: list[int]) -> list[int]:
@@ -50,3 +71,14 @@ class ShardSettings(ServingSettings):
         if len(set(value)) != len(value) or min(value) < 0:
             raise ValueError(f"{value} are not different numbers from 0")
         return value
+
+    @property
+    def cuda(self) -> CudaSettings:
+        """How a GPU is used."""
+        return CudaSettings(
+            memory_mib=self.cuda_memory_mib,
+            max_rows=self.cuda_rows,
+            widths=tuple(self.cuda_widths),
+            graphs=self.cuda_graphs,
+            precision=self.cuda_precision,
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 
@@ -9,12 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.bundle import Bundle
-from mach.errors import InvalidInput, RepetitionNotFound
+from mach.errors import ConfigError, InvalidInput, RepetitionNotFound
 from mach.features import Featurizer, SparseBatch
+from mach.inference.cuda import CudaSettings, StackedRunner
 from mach.inference.grouping import RunCost, plan_groups
-from mach.inference.session import Provider, RepetitionSession
+from mach.inference.session import Provider, RepetitionSession, resolve_provider
+from mach.v1 import shard_pb2
+from mach.wire import EncodedRows, encode_rows
 
 __all__ = ["LoadedBundle"]
+
+_logger = logging.getLogger(__name__)
 
 #: Entries of a padded run, which bounds its memory: times the hidden size times 4 bytes.
 _MAX_ENTRIES = {"cpu": 8192, "cuda": 131_072}
@@ -27,13 +33,25 @@ class LoadedBundle:
         bundle: the bundle on disk.
         repetitions: those loaded, increasing.
         provider: the execution provider in use, ``cpu`` or ``cuda``.
-        cost: what a run of one repetition costs, as measured on loading.
+        together: whether all repetitions are computed as one, on a GPU, whichever are asked for.
+        cost: what a run of one repetition costs, or of all ``together``, as measured on loading.
     """
 
-    def __init__(self, bundle: Bundle, sessions: Iterable[RepetitionSession]) -> None:
-        """Take sessions of ``bundle``, warm them up and measure them."""
+    def __init__(
+        self,
+        bundle: Bundle,
+        sessions: Iterable[RepetitionSession],
+        stacked: StackedRunner | None = None,
+    ) -> None:
+        """Take sessions of ``bundle``, warm them up and measure them; or a warm ``stacked``."""
         self.bundle = bundle
         self._sessions = {session.repetition: session for session in sessions}
+        self._stacked = stacked
+        self.together = stacked is not None
+        if stacked is not None:
+            self.repetitions, self.provider = stacked.repetitions, stacked.provider
+            self.cost = _measure_stacked(stacked)
+            return
         self.repetitions = tuple(sorted(self._sessions))
         self.provider = self._sessions[self.repetitions[0]].provider
         self._max_entries = _MAX_ENTRIES[self.provider]
@@ -49,23 +67,41 @@ class LoadedBundle:
         *,
         provider: Provider = "cpu",
         threads: int = 1,
+        cuda: CudaSettings | None = None,
     ) -> LoadedBundle:
         """Verify and load ``repetitions`` and the featurizer, warm up, measure.
+
+        Args:
+            bundle: a bundle.
+            repetitions: some of its repetitions.
+            provider: where to run them.
+            threads: of each run on a CPU.
+            cuda: how a GPU is used.
 
         Raises:
             InvalidInput: if a repetition is not in the bundle, is named twice, or none is.
             BundleError: if a file differs from the manifest or is not what it should be.
-            ConfigError: if the provider asked for cannot be had.
+            ConfigError: if the provider asked for cannot be had, or its settings do not fit.
         """
         if not repetitions:
             raise InvalidInput("repetition", "name at least one")
         if len(set(repetitions)) != len(repetitions):
             raise InvalidInput("repetition", f"{list(repetitions)} names one twice")
+        bundle.featurizer  # noqa: B018 - verified and read now rather than by the first request
+        if resolve_provider(provider) == "cuda":
+            try:
+                stacked = StackedRunner.load(bundle, repetitions, cuda or CudaSettings())
+                if stacked is not None:
+                    return cls(bundle, [], stacked)
+            except ConfigError as error:
+                if provider == "cuda":
+                    raise
+                _logger.warning("CUDA cannot be used, the CPU is: %s", error)
+                provider = "cpu"
         sessions = [
             RepetitionSession(bundle, repetition, provider=provider, threads=threads)
             for repetition in repetitions
         ]
-        bundle.featurizer  # noqa: B018 - verified and read now rather than by the first request
         return cls(bundle, sessions)
 
     @property
@@ -98,7 +134,7 @@ class LoadedBundle:
         if not repetitions:
             return self.repetitions
         for repetition in repetitions:
-            if repetition not in self._sessions:
+            if repetition not in self.repetitions:
                 raise RepetitionNotFound(
                     f"repetitions: {repetition} is not held here, only "
                     f"{', '.join(map(str, self.repetitions))}"
@@ -109,11 +145,11 @@ class LoadedBundle:
 
     def seconds(self, rows: int, entries: int, num_repetitions: int) -> float:
         """About what a batch takes on one thread, without padding."""
-        return num_repetitions * self.cost.seconds(rows, entries)
+        return (1 if self.together else num_repetitions) * self.cost.seconds(rows, entries)
 
     def marginal_seconds(self, rows: int, entries: int, num_repetitions: int) -> float:
         """About what these rows add to a batch that runs anyway."""
-        return num_repetitions * (self.cost.seconds(rows, entries) - self.cost.fixed)
+        return self.seconds(rows, entries, num_repetitions) - self.seconds(0, 0, num_repetitions)
 
     def run(
         self,
@@ -128,8 +164,14 @@ class LoadedBundle:
         Args:
             batch: at least one row, checked (:meth:`SparseBatch.check`).
             repetitions: some of those loaded.
-            observe: called with each repetition and the seconds it took.
+            observe: called with each repetition and the seconds it took; its share of the time
+                where all run ``together``.
         """
+        if self._stacked is not None:
+            start = time.perf_counter()
+            every = self._stacked.run(batch)
+            self._observe_shares(start, observe)
+            return {r: every[self.repetitions.index(r)] for r in repetitions}
         groups = plan_groups(batch, self.cost, self._max_entries)
         if groups is None:
             whole = batch.padded()
@@ -150,20 +192,70 @@ class LoadedBundle:
                 observe(repetition, time.perf_counter() - start)
         return answers
 
+    def run_encoded(
+        self,
+        batch: SparseBatch,
+        repetitions: Sequence[int],
+        encoding: int,
+        observe: Callable[[int, float], None] | None = None,
+    ) -> dict[int, EncodedRows]:
+        """:meth:`run`, written as ``encoding`` says; a GPU writes 8 bits itself.
+
+        Raises:
+            InvalidInput: if the encoding is unknown.
+        """
+        if self._stacked is None or encoding != shard_pb2.ENCODING_UINT8:
+            answers = self.run(batch, repetitions, observe)
+            return {r: encode_rows(rows, encoding) for r, rows in answers.items()}
+        start = time.perf_counter()
+        every = self._stacked.run_encoded(batch)
+        self._observe_shares(start, observe)
+        found = {}
+        for repetition in repetitions:
+            at = self.repetitions.index(repetition)
+            found[repetition] = EncodedRows(*(array[at].tobytes() for array in every))
+        return found
+
+    def _observe_shares(self, start: float, observe: Callable[[int, float], None] | None) -> None:
+        if observe is not None:
+            share = (time.perf_counter() - start) / len(self.repetitions)
+            for repetition in self.repetitions:
+                observe(repetition, share)
+
 
 def _measure(session: RepetitionSession) -> RunCost:
     """Time three shapes of padding, which is what grouping saves."""
 
     def seconds(rows: int, width: int) -> float:
         indices, values = np.zeros((rows, width), np.int32), np.zeros((rows, width), np.float32)
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            session.run_padded(indices, values)
-            times.append(time.perf_counter() - start)
-        return sorted(times)[len(times) // 2]
+        return _median(lambda: session.run_padded(indices, values))
 
     one, many, wide = seconds(1, 8), seconds(16, 8), seconds(16, 256)
     entry = max(wide - many, 0.0) / (16 * 248)
     row = max(many - one - 15 * 8 * entry, 0.0) / 15
     return RunCost(max(one - row - 8 * entry, 1e-6), row, entry)
+
+
+def _measure_stacked(stacked: StackedRunner) -> RunCost:
+    """Time one row and the most rows; the width is one of few and costs little."""
+    rows = stacked.plan.max_rows
+    one = _median(lambda: stacked.run_encoded(_zeros(1)))
+    many = _median(lambda: stacked.run_encoded(_zeros(rows)))
+    row = max(many - one, 0.0) / max(1, rows - 1)
+    return RunCost(max(one - row, 1e-6), row, 0.0)
+
+
+def _zeros(rows: int) -> SparseBatch:
+    return SparseBatch(
+        np.zeros(rows, np.int32), np.zeros(rows, np.float32), np.arange(rows + 1, dtype=np.int32)
+    )
+
+
+def _median(run: Callable[[], object]) -> float:
+    """Seconds of a call, of five."""
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, cast
+from collections.abc import Mapping
+from typing import Any, Literal, cast
 
 import numpy as np
 import onnxruntime as ort
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 from mach.bundle import Bundle, repetition_file
 from mach.errors import BundleError, ConfigError
 from mach.features import SparseBatch
+from mach.inference.libraries import preload, why_cuda_fails
 
-__all__ = ["PROVIDERS", "Provider", "RepetitionSession", "resolve_provider"]
+__all__ = ["PROVIDERS", "Provider", "RepetitionSession", "open_session", "resolve_provider"]
 
 _FLOAT = np.float32
 
@@ -43,11 +45,77 @@ def resolve_provider(provider: Provider) -> Literal["cpu", "cuda"]:
     return provider
 
 
-class RepetitionSession:
-    """A repetition's classifier, loaded and checked.
+def open_session(
+    model: bytes,
+    name: str,
+    provider: Provider,
+    threads: int,
+    cuda_options: Mapping[str, str] | None = None,
+) -> tuple[Any, Literal["cpu", "cuda"]]:
+    """Open a session and say where it runs.
 
     ONNX Runtime counts the host's cores, not the container's, so the number of threads is
     always set here.
+
+    Args:
+        model: its bytes.
+        name: what to call it in errors.
+        provider: where to run it; ``auto`` takes the CPU where CUDA does not start.
+        threads: within a run, on a CPU.
+        cuda_options: of the CUDA provider.
+
+    Raises:
+        BundleError: if the model is corrupt or refers to other files.
+        ConfigError: if the provider asked for cannot be had.
+    """
+    if _EXTERNAL_DATA.search(model):
+        raise BundleError(f"{name} refers to files outside the bundle, which is not allowed")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Made for one shape and kept for each: with shapes that vary it gains nothing and grows.
+    options.enable_mem_pattern = False
+    # A thread that spins while it waits costs its neighbours on a shared machine.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    wanted = resolve_provider(provider)
+    failure: Exception | None = None
+    if wanted == "cuda":
+        preload()
+        chosen: list[Any] = [(PROVIDERS["cuda"], dict(cuda_options or {})), PROVIDERS["cpu"]]
+        try:
+            # By itself it would go on without the GPU.
+            session = ort.InferenceSession(model, options, providers=chosen, enable_fallback=0)
+        except Exception as error:  # ONNX Runtime raises many types with no common base
+            failure = error
+        else:
+            if PROVIDERS["cuda"] in session.get_providers():
+                return _without_bytes(session), "cuda"
+    try:
+        session = ort.InferenceSession(model, options, providers=[PROVIDERS["cpu"]])
+    except Exception as error:
+        raise BundleError(f"{name} cannot be loaded by ONNX Runtime: {error}") from error
+    if provider == "cuda":
+        # The model is fine, as the CPU shows: it is CUDA that is not.
+        detail = f": {failure}" if failure is not None else ""
+        raise ConfigError(
+            f"provider: cuda was asked for, but ONNX Runtime could not start it: "
+            f"{why_cuda_fails()}{detail}"
+        ) from failure
+    return _without_bytes(session), "cpu"
+
+
+def _without_bytes(session: Any) -> Any:
+    """Drop the model's bytes, half the memory of a shard.
+
+    A session keeps them to start over on another provider, which is never wanted here.
+    """
+    session._model_bytes = None
+    return session
+
+
+class RepetitionSession:
+    """A repetition's classifier, loaded and checked.
 
     Attributes:
         repetition: which repetition.
@@ -74,35 +142,9 @@ class RepetitionSession:
         self.repetition = repetition
         self.num_buckets = bundle.manifest.num_buckets
         self.num_features = bundle.manifest.num_features
-        model = bundle.read_model(repetition)
-        wanted = resolve_provider(provider)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # Made for one shape and kept for each: with shapes that vary it gains nothing and grows.
-        options.enable_mem_pattern = False
-        # A thread that spins while it waits costs its neighbours on a shared machine.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        chosen = [PROVIDERS[wanted]] + ([PROVIDERS["cpu"]] if wanted == "cuda" else [])
         name = repetition_file(repetition)
-        if _EXTERNAL_DATA.search(model):
-            raise BundleError(f"{name} refers to files outside the bundle, which is not allowed")
-        try:
-            self._session = ort.InferenceSession(model, options, providers=chosen)
-        except Exception as error:  # ONNX Runtime raises many types with no common base
-            raise BundleError(f"{name} cannot be loaded by ONNX Runtime: {error}") from error
-        # It keeps the bytes to start over on another provider, which is never wanted here: half
-        # the memory of a shard.
-        self._session._model_bytes = None
-        if PROVIDERS[wanted] not in self._session.get_providers():
-            if provider == "cuda":
-                raise ConfigError(
-                    "provider: cuda was asked for, but ONNX Runtime could not start it: a CUDA or "
-                    "cuDNN library is missing or there is no GPU"
-                )
-            wanted = "cpu"
-        self.provider: Literal["cpu", "cuda"] = wanted
+        model = bundle.read_model(repetition)
+        self._session, self.provider = open_session(model, name, provider, threads)
         self._check(name)
 
     def _check(self, name: str) -> None:

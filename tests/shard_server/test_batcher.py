@@ -261,3 +261,15 @@ async def test_the_event_loop_stays_free_while_inference_runs(gated):
     gated.gate.set()
     assert (await future).inference_seconds > 0
     queue.batcher.close()
+
+
+async def test_repetitions_that_run_as_one_are_not_shared_among_workers(gated):
+    gated.together = True  # as on a GPU
+    queue = Queue(workers=2, inline_seconds=1000)
+    job, future = queue.submit(gated, 3, repetitions=(0, 1))
+    await started(gated)  # on a worker thread: it would block the event loop
+    gated.gate.set()
+    await future
+    assert gated.calls == [(3, (0, 1))]
+    assert set(job.answers) == {0, 1}
+    queue.batcher.close()

@@ -1,0 +1,147 @@
+"""The weights of several exported models, stacked for a GPU; ``program`` tells what for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mach.errors import BundleError, ConfigError
+
+__all__ = [
+    "Precision",
+    "RepetitionWeights",
+    "import_onnx",
+    "read_weights",
+    "stack",
+    "stack_sizes",
+]
+
+Precision = Literal["fp16", "fp32"]
+
+#: The CUDA provider's Gather counts elements in 32 bits.
+_MAX_ELEMENTS = 2**31 - 1
+_NAMES = {
+    "none": {"embedding", "hidden_bias", "output", "output_bias"},
+    "fp16": {"embedding", "hidden_bias", "output", "output_bias"},
+    "int8": {"embedding", "embedding_scales", "hidden_bias", "output", "output_scales",
+             "output_bias"},
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class RepetitionWeights:
+    """The weights of one exported model, as stored.
+
+    Attributes:
+        quantization: ``none``, ``fp16`` or ``int8``.
+        arrays: by the names of the exported graph; ``embedding`` (F, H), ``output`` (H, B).
+    """
+
+    quantization: str
+    arrays: Mapping[str, NDArray[Any]]
+
+    @property
+    def layout(self) -> tuple[str, int, int, int]:
+        """Quantization, F, H and B: what repetitions must share to be stacked."""
+        (features, hidden), buckets = (
+            self.arrays["embedding"].shape,
+            len(self.arrays["output_bias"]),
+        )
+        return self.quantization, features, hidden, buckets
+
+
+def import_onnx() -> Any:
+    """The package ``onnx``, which only GPUs need.
+
+    Raises:
+        ConfigError: if it is missing.
+    """
+    try:
+        import onnx  # noqa: PLC0415
+    except ImportError as error:
+        raise ConfigError(
+            "provider: cuda needs the package onnx, which is missing; install the extra 'gpu'"
+        ) from error
+    return onnx
+
+
+def read_weights(model: bytes) -> RepetitionWeights | None:
+    """The weights of a verified model; None if it is not of the kind that the trainer exports.
+
+    Raises:
+        ConfigError: if the package ``onnx`` is missing.
+        BundleError: if the bytes are no ONNX model.
+    """
+    onnx = import_onnx()
+    try:
+        proto = onnx.load_model_from_string(model)
+    except Exception as error:  # protobuf's type depends on its implementation
+        raise BundleError(f"not an ONNX model: {error}") from error
+    properties = {entry.key: entry.value for entry in proto.metadata_props}
+    quantization = properties.get("mach.quantization", "")
+    wanted = _NAMES.get(quantization)
+    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+    if wanted is None or not wanted <= tensors.keys():
+        return None
+    arrays = {name: onnx.numpy_helper.to_array(tensors[name]) for name in wanted}
+    embedding, output = arrays["embedding"], arrays["output"]
+    if embedding.ndim != 2 or output.shape != (embedding.shape[1], len(arrays["output_bias"])):
+        return None
+    return RepetitionWeights(quantization, arrays)
+
+
+def stack_sizes(repetitions: int, num_features: int, hidden: int) -> list[int]:
+    """How many repetitions go into each stack: as few stacks as can be, as equal as can be.
+
+    Raises:
+        ConfigError: if a single embedding is too large.
+    """
+    most = _MAX_ELEMENTS // (num_features * hidden)
+    if not most:
+        raise ConfigError(
+            f"an embedding of {num_features:,} x {hidden:,} is too large for the CUDA provider"
+        )
+    stacks = -(-repetitions // most)
+    return [repetitions // stacks + (i < repetitions % stacks) for i in range(stacks)]
+
+
+def stack(models: Sequence[RepetitionWeights], precision: Precision) -> dict[str, NDArray[Any]]:
+    """Inputs of the program but for ``indices`` and ``values``, C-contiguous.
+
+    Args:
+        models: of one layout, at least one.
+        precision: of the output layer.
+
+    Raises:
+        ConfigError: if an output could exceed the range of half precision.
+    """
+    quantization, features, hidden, buckets = models[0].layout
+    count = len(models)
+    embedding = np.empty((count * features, hidden), models[0].arrays["embedding"].dtype)
+    scales = np.ones(count * features, np.float32)
+    kind = np.float16 if precision == "fp16" else np.float32
+    output = np.empty((count, hidden, buckets), kind)
+    for at, model in enumerate(models):
+        rows = slice(at * features, (at + 1) * features)
+        embedding[rows] = model.arrays["embedding"]
+        weights = model.arrays["output"].astype(np.float32)
+        if quantization == "int8":
+            scales[rows] = model.arrays["embedding_scales"]
+            weights *= model.arrays["output_scales"]
+        if kind == np.float16 and not np.abs(weights).sum(axis=0).max() < np.finfo(kind).max:
+            raise ConfigError(
+                "cuda_precision: this model's output layer exceeds half precision; choose fp32"
+            )
+        output[at] = weights
+    return {
+        "offsets": (np.arange(count, dtype=np.int32) * np.int32(features))[:, None, None],
+        "embedding": embedding,
+        "scales": scales,
+        "hidden_bias": np.stack([m.arrays["hidden_bias"] for m in models])[:, None, :],
+        "output": output,
+        "output_bias": np.stack([m.arrays["output_bias"] for m in models])[:, None, :],
+    }
