@@ -15,7 +15,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,8 +24,18 @@ from typing import Any, NoReturn
 from benchmarks.common import describe_machine, describe_run
 
 __all__ = [
-    "RESULTS", "Limits", "best_seconds", "choose_device", "describe_device", "fail",
-    "measure_limits", "parser", "versions", "write_result",
+    "RESULTS",
+    "Limits",
+    "best_seconds",
+    "choose_device",
+    "describe_device",
+    "fail",
+    "measure_limits",
+    "needed",
+    "parser",
+    "timed",
+    "versions",
+    "write_result",
 ]  # fmt: skip
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -67,6 +78,19 @@ def choose_device(wanted: str | None, smoke: bool) -> str:
             "runs without one"
         )
     return "cuda"
+
+
+@contextmanager
+def needed(what: str) -> Iterator[None]:
+    """End with a sentence where something imported within is not installed.
+
+    Args:
+        what: the packages to install, as pip takes them.
+    """
+    try:
+        yield
+    except ImportError as error:
+        fail(f"{error.name or error} is missing: pip install {what}")
 
 
 def versions() -> dict[str, str]:
@@ -123,6 +147,7 @@ class Limits:
         copy_bytes: read and written by a copy far larger than any cache, in bytes/s.
         read_bytes: read by a sum over as much, in bytes/s.
         cached_bytes: read and written by a copy that stays in the last cache, in bytes/s.
+        host_bytes: copied from the device to locked memory of the host, in bytes/s.
     """
 
     bf16_flops: float
@@ -130,6 +155,7 @@ class Limits:
     copy_bytes: float
     read_bytes: float
     cached_bytes: float
+    host_bytes: float
 
 
 def best_seconds(
@@ -154,13 +180,38 @@ def best_seconds(
     return best / inner
 
 
+def timed(run: Callable[[], Any], *, seconds: float, least: int = 5) -> dict[str, float]:
+    """Milliseconds of calls that end when their answer is on the host, after two to warm up.
+
+    Args:
+        run: the call.
+        seconds: about how long to go on.
+        least: calls to time at least.
+    """
+    for _ in range(2):
+        run()
+    times: list[float] = []
+    started = time.perf_counter()
+    while len(times) < least or time.perf_counter() - started < seconds:
+        at = time.perf_counter()
+        run()
+        times.append(1e3 * (time.perf_counter() - at))
+    times.sort()
+    return {
+        "p50_ms": times[len(times) // 2],
+        "p99_ms": times[min(len(times) - 1, round(0.99 * len(times)))],
+        "best_ms": times[0],
+        "calls": len(times),
+    }
+
+
 def measure_limits(device: str, *, smoke: bool = False) -> Limits:
     """Measure them; about two seconds on a data-centre card, 3 GB of its memory."""
     import torch  # noqa: PLC0415
 
-    size = 256 if smoke else 8192
-    large, small = (1 << 20, 1 << 16) if smoke else (1 << 30, 1 << 23)
-    repeats = 2 if smoke else 10
+    size = 64 if smoke else 8192
+    large, small = (1 << 16, 1 << 12) if smoke else (1 << 30, 1 << 23)
+    repeats = 1 if smoke else 10
 
     def matrix_rate(kind: torch.dtype) -> float:
         left = torch.randn(size, size, device=device, dtype=torch.float32).to(kind)
@@ -184,12 +235,20 @@ def measure_limits(device: str, *, smoke: bool = False) -> Limits:
         source = torch.zeros(count // 4, dtype=torch.float32, device=device)
         return count / best_seconds(source.sum, device, repeats=repeats, inner=2)
 
+    def host_rate(count: int) -> float:
+        source = torch.zeros(count, dtype=torch.uint8, device=device)
+        target = torch.empty(count, dtype=torch.uint8, pin_memory=device == "cuda")
+        return count / best_seconds(
+            lambda: target.copy_(source, non_blocking=True), device, repeats=repeats, inner=2
+        )
+
     limits = Limits(
         bf16_flops=matrix_rate(torch.bfloat16),
         fp16_flops=matrix_rate(torch.float16),
         copy_bytes=copy_rate(large, 2),
         read_bytes=read_rate(large),
         cached_bytes=copy_rate(small, 50),
+        host_bytes=host_rate(large // 8),
     )
     if device == "cuda":
         torch.cuda.empty_cache()

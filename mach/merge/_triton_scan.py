@@ -8,8 +8,6 @@ registers. Only products that reach a query's threshold are written, by an atomi
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -18,32 +16,33 @@ from mach.merge._torch_scan import Products
 
 __all__ = ["code_hits", "code_sums"]
 
-_BLOCK = 128
+_BLOCK = 64
 _UNROLL = 4  # repetitions whose loads are under way at once
+_WARPS = 1  # a program is one warp, so that none waits for another
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _scan(
-    columns: Any,
-    rows: Any,
-    words: Any,
-    ids: Any,
-    least: Any,
-    counts: Any,
-    out: Any,
-    num_classes: Any,
-    num_rows: Any,
-    num_buckets: Any,
-    stride: Any,
-    count: Any,
-    width: Any,
+def _scan(  # type: ignore[no-untyped-def]
+    columns,
+    rows,
+    words,
+    ids,
+    least,
+    counts,
+    out,
+    num_classes,
+    num_rows,
+    num_buckets,
+    stride,
+    count,
+    width,
     BLOCK: tl.constexpr,
     WORDS: tl.constexpr,
     UNROLL: tl.constexpr,
     LISTED: tl.constexpr,
     NARROW: tl.constexpr,
     HITS: tl.constexpr,
-) -> None:
+):
     """``num_rows`` is a multiple of UNROLL; a row of ``out`` has room for ``width`` products."""
     position = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = position < count
@@ -126,6 +125,7 @@ def _launch(
         LISTED=products.ids is not None,
         NARROW=products.columns.dtype == torch.int16,
         HITS=hits,
+        num_warps=_WARPS,
     )
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -162,6 +165,23 @@ def test_the_kernel_does_what_plain_torch_does(classes, buckets, rows, num_words
     short_counts, short = _triton_scan.code_hits(products, words, least, 3)
     torch.testing.assert_close(short_counts, counts, rtol=0, atol=0)  # counted, not written
     assert short.shape == (4 * num_words, 3)
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("hits", [True, False])
+def test_the_kernel_compiles_for_a_gpu(hits, tmp_path):
+    """Without a GPU: to the instructions of an H100, among them loads of 16 bytes."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.mach.merge.compile_kernel", str(int(hits))],
+        capture_output=True, text=True, check=False, cwd=Path(__file__).parents[3],
+        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert ".target sm_90" in done.stdout
+    assert "v4.b32" in done.stdout
+    assert ("atom.global" in done.stdout) == hits
 
 
 @needs_triton
