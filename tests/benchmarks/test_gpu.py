@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-from benchmarks.gpu import device, merge, serve, ways  # noqa: E402 - needs torch
+from benchmarks.gpu import agreement, device, merge, report, serve, ways  # noqa: E402 - needs torch
 from benchmarks.gpu.torch_models import eager  # noqa: E402
 from mach.inference.stacking import read_weights  # noqa: E402
+from tests.mach.inference.exported import exported_bundle  # noqa: E402
 
 
 def run(monkeypatch, module, tmp_path, *arguments):
@@ -26,19 +27,42 @@ def run(monkeypatch, module, tmp_path, *arguments):
 
 
 def test_serving(monkeypatch, tmp_path):
-    report = run(monkeypatch, serve, tmp_path, "--quantization", "int8")
-    ways_run = {(row["way"], row["batch"]) for row in report["rows"]}
-    assert len(ways_run) == len(report["rows"]) == 8
-    assert set(report["left_out"]) == {"PyTorch compiled", "PyTorch compiled, CUDA graphs"}
-    for row in report["rows"]:
+    found = run(monkeypatch, serve, tmp_path, "--quantization", "int8")
+    ways_run = {(row["way"], row["batch"]) for row in found["rows"]}
+    assert len(ways_run) == len(found["rows"]) == 8
+    assert set(found["left_out"]) == {"PyTorch compiled", "PyTorch compiled, CUDA graphs"}
+    for row in found["rows"]:
         assert row["p50_ms"] > 0
         assert row["times_floor"] > 0
+    assert "| PyTorch eager | 4 |" in report.serve(found)
 
 
 def test_merging(monkeypatch, tmp_path):
-    report = run(monkeypatch, merge, tmp_path)
-    assert report["correct"]["flat"]["equal"] == report["correct"]["flat"]["queries"] == 5
-    assert {row["batch"] for row in report["rows"]} == {1, 5}
+    found = run(monkeypatch, merge, tmp_path)
+    assert found["correct"]["flat"]["equal"] == found["correct"]["flat"]["queries"] == 5
+    assert {row["batch"] for row in found["rows"]} == {1, 5}
+    assert "| flat | 5 | 32 | device |" in report.merge(found)
+
+
+def test_agreement(monkeypatch, tmp_path):
+    bundle = exported_bundle(tmp_path / "bundle", "int8")
+    queries = tmp_path / "queries.csv"
+    titles = bundle.catalog.table["title"].to_pylist()
+    queries.write_text("query,product_id\n" + "".join(f"{t},P00001\n" for t in titles))
+    found = run(monkeypatch, agreement, tmp_path, str(bundle.path), str(queries))
+    assert found["queries"] == 50
+    assert found["imitated"]
+    assert 0 < found["largest_difference"] < 0.05
+    assert found["k"]["10"]["shared"] > 0.98
+
+
+def test_the_page_has_what_was_measured(tmp_path):
+    page = report.PAGE.read_text()
+    for name in report.RENDERERS:
+        assert report.fill(page, name, report.render(name)) == page
+        assert report.render(name, tmp_path) == report.NOT_MEASURED
+    with pytest.raises(SystemExit, match="has no markers"):
+        report.fill("", "serve", "")
 
 
 def test_the_floors_are_the_arithmetic():
