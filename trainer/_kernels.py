@@ -59,18 +59,22 @@ def sample_gradient(
     splits: NDArray[np.int64],
     weights: Floats,
     threshold: float,
+    one_vs_all: bool,
     columns: Ints,
     entries: Floats,
     starts: NDArray[np.int64],
 ) -> float:
-    """A sparse, unbiased estimate of the softmax gradient; returns the summed loss.
+    """A sparse, unbiased estimate of the logits' gradient; returns the summed loss.
 
-    Of a row's gradient ``probability - share``, the wanted buckets and all of probability
+    ``probabilities`` are softmaxes, or sigmoids where ``one_vs_all``; either way a row's gradient
+    is ``probability - share``. Of it, the wanted buckets and all of probability
     ``threshold`` or more are exact; among the others, those at which the running sum of
     probabilities passes the next multiple of ``threshold`` (from a random start) stand for the
     rest with that much each: systematic sampling, so each is kept with probability p/threshold
     at value threshold. Row i's entries are ``starts[i]:starts[i + 1]`` of ``columns`` and
-    ``entries``. ``probabilities`` is spoilt.
+    ``entries``, of which there are at most ``len(buckets) + len(weights)`` and
+    ``2 * probabilities.sum() / threshold``. ``probabilities`` is spoilt. Of the one-vs-all loss,
+    ``-log(1 - p)`` is taken as p where that is below ``threshold``.
     """
     count = 0
     loss = 0.0
@@ -79,7 +83,10 @@ def sample_gradient(
         weight = weights[row]
         starts[row] = count
         for at in range(splits[row], splits[row + 1]):
-            loss -= weight * shares[at] * math.log(max(p[buckets[at]], 1e-30))
+            share, value = shares[at], p[buckets[at]]
+            loss -= weight * share * math.log(max(value, 1e-30))
+            if one_vs_all:
+                loss -= weight * (1 - share) * math.log(max(1 - value, 1e-30))
         for at in range(splits[row], splits[row + 1]):
             bucket = buckets[at]
             columns[count] = bucket
@@ -93,8 +100,12 @@ def sample_gradient(
                 columns[count] = bucket
                 entries[count] = weight * value
                 count += 1
+                if one_vs_all:
+                    loss -= weight * math.log(max(1 - value, 1e-30))
             else:
                 running += value
+                if one_vs_all:
+                    loss += weight * value
                 if running >= threshold:
                     running -= threshold
                     columns[count] = bucket

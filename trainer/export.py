@@ -8,7 +8,7 @@ output ``log_probabilities`` float32 (batch, B). The graph::
     hidden  = Relu(summed + hidden_bias)
     output  = LogSoftmax(hidden × output^T + output_bias)
 
-Weights are stored in one of three ways, everything else is float32:
+Weights are stored in one of four ways, everything else is float32:
 
 - ``none``: float32.
 - ``fp16``: both matrices float16. Gathered rows are widened after the gather, so the
@@ -19,6 +19,13 @@ Weights are stored in one of three ways, everything else is float32:
   that an answer does not depend on what else is in the batch (``DynamicQuantizeLinear`` takes
   one scale for all). 7 bits, because CPUs with AVX2 and without VNNI add pairs of products in
   saturating 16 bits: 2 × 127 × 127 fits, 2 × 255 × 127 does not.
+- ``int4``: as ``int8``, but for the embedding: codes from -7 to 7, two a byte. Byte j of a row
+  holds ``code[j] + 8`` in its lower and ``code[j + H/2] + 8`` in its upper half. Sums are taken
+  of bytes and of their upper halves, and taken apart afterwards: a query sums dozens of rows,
+  and one vector is cheaper to unpack than dozens::
+
+      both, upper = values × bytes, values × (bytes >> 4)             (batch, H/2) each
+      summed      = [both - 16 upper, upper] - 8 (sum of values)
 """
 
 from __future__ import annotations
@@ -36,12 +43,13 @@ from onnx import TensorProto, helper, numpy_helper
 from mach.errors import ConfigError
 from mach.hashing import UniversalHash
 
-__all__ = ["Weights", "build_model", "check_size", "quantize_rows", "write_model"]
+__all__ = ["Weights", "build_model", "check_size", "pack_rows", "quantize_rows", "write_model"]
 
 OPSET = 17
 _IR_VERSION = 8
 _FORMAT = 1
-_ITEM_BYTES = {"none": 4, "fp16": 2, "int8": 1}
+#: Bytes of a weight of the embedding.
+_ITEM_BYTES = {"none": 4.0, "fp16": 2.0, "int8": 1.0, "int4": 0.5}
 #: A protobuf message is below 2 GiB; some room is left for the rest of the graph.
 _MAX_BYTES = 2**31 - 2**20
 
@@ -69,22 +77,34 @@ def check_size(num_features: int, hidden: int, num_buckets: int, quantization: s
     Raises:
         ConfigError: if it would not fit in 2 GiB.
     """
-    size = (num_features + num_buckets) * (hidden * _ITEM_BYTES[quantization] + 8)
+    item = _ITEM_BYTES[quantization]
+    size = num_features * (hidden * item + 8) + num_buckets * (hidden * max(item, 1.0) + 8)
     if size > _MAX_BYTES:
         raise ConfigError(
             f"a repetition of {num_features:,} features × {hidden} hidden units is "
             f"{size / 2**30:.1f} GiB, and an ONNX file holds less than 2: lower hidden or "
-            "max_features, raise min_count, or choose quantization fp16 or int8"
+            "max_features, raise min_count, or choose quantization int8 or int4"
         )
 
 
 def quantize_rows(
-    matrix: NDArray[np.float32],
+    matrix: NDArray[np.float32], bits: int = 8
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Rows as int8 and their scales: ``matrix ≈ codes * scales[:, None]``, codes within ±127."""
-    scales = np.maximum(np.abs(matrix).max(axis=1), np.float32(1e-30)) / np.float32(127)
+    """Rows as integers and their scales: ``matrix ≈ codes * scales[:, None]``.
+
+    Codes are within ±127 for 8 bits, ±7 for 4.
+    """
+    largest = np.float32(2 ** (bits - 1) - 1)
+    scales = np.maximum(np.abs(matrix).max(axis=1), np.float32(1e-30)) / largest
     codes = np.rint(matrix / scales[:, None]).astype(np.int8)
     return codes, scales
+
+
+def pack_rows(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """4-bit codes within ±7, shape (n, H) with H even, as bytes, shape (n, H/2)."""
+    half = codes.shape[1] // 2
+    raised = (codes + np.int8(8)).astype(np.uint8)
+    return raised[:, :half] | raised[:, half:] << np.uint8(4)
 
 
 class _Graph:
@@ -105,9 +125,9 @@ class _Graph:
 
 def _summed(graph: _Graph, weights: Weights, quantization: str) -> str:
     values = "values"
-    if quantization == "int8":
-        codes, scales = quantize_rows(weights.embedding)
-        graph.constant("embedding", codes)
+    if quantization in ("int8", "int4"):
+        codes, scales = quantize_rows(weights.embedding, 8 if quantization == "int8" else 4)
+        graph.constant("embedding", codes if quantization == "int8" else pack_rows(codes))
         graph.constant("embedding_scales", scales)
         gathered = graph.add("Gather", ["embedding_scales", "indices"], "scales")
         values = graph.add("Mul", [values, gathered], "scaled_values")
@@ -116,6 +136,8 @@ def _summed(graph: _Graph, weights: Weights, quantization: str) -> str:
     else:
         graph.constant("embedding", weights.embedding)
     rows = graph.add("Gather", ["embedding", "indices"], "rows")
+    if quantization == "int4":
+        return _unpacked_sum(graph, values, rows)
     if quantization != "none":
         rows = graph.add("Cast", [rows], "wide_rows", to=TensorProto.FLOAT)
     axis = graph.constant("axis_1", np.array([1], np.int64))
@@ -124,10 +146,29 @@ def _summed(graph: _Graph, weights: Weights, quantization: str) -> str:
     return graph.add("Squeeze", [product, axis], "summed")
 
 
+def _unpacked_sum(graph: _Graph, values: str, rows: str) -> str:
+    axis = graph.constant("axis_1", np.array([1], np.int64))
+    as_row = graph.add("Unsqueeze", [values, axis], "values_row")
+    four = graph.constant("four", np.array(4, np.uint8))
+    above = graph.add("BitShift", [rows, four], "upper_rows", direction="RIGHT")
+    sums = []
+    for name, part in (("both", rows), ("upper", above)):
+        wide = graph.add("Cast", [part], f"wide_{name}", to=TensorProto.FLOAT)
+        product = graph.add("MatMul", [as_row, wide], f"product_{name}")
+        sums.append(graph.add("Squeeze", [product, axis], name))
+    both, upper = sums
+    sixteen = graph.constant("sixteen", np.array(16, np.float32))
+    lower = graph.add("Sub", [both, graph.add("Mul", [upper, sixteen], "shifted")], "lower")
+    raised = graph.add("Concat", [lower, upper], "raised", axis=1)
+    total = graph.add("ReduceSum", [values, axis], "total", keepdims=1)
+    eight = graph.constant("eight", np.array(8, np.float32))
+    return graph.add("Sub", [raised, graph.add("Mul", [total, eight], "offset")], "summed")
+
+
 def _logits(graph: _Graph, weights: Weights, quantization: str) -> str:
     bias = graph.constant("output_bias", weights.output_bias)
     transposed = weights.output.T
-    if quantization != "int8":
+    if quantization not in ("int8", "int4"):
         name = graph.constant(
             "output", transposed if quantization == "none" else transposed.astype(np.float16)
         )
@@ -159,7 +200,7 @@ def build_model(
         weights: trained.
         hash: of all repetitions; the model's metadata tell this one's parameters.
         repetition: its number.
-        quantization: ``none``, ``fp16`` or ``int8``.
+        quantization: ``none``, ``fp16``, ``int8`` or ``int4``.
     """
     graph = _Graph()
     summed = _summed(graph, weights, quantization)

@@ -1,25 +1,36 @@
-"""Softmax cross-entropy against a distribution over few buckets."""
+"""What training minimises, against few wanted buckets a query.
+
+- ``softmax``: cross-entropy of softmax(logits) and the distribution over the wanted buckets.
+- ``one-vs-all``: the sum over all buckets of the binary cross-entropy of sigmoid(logit) and how
+  wanted the bucket is (:meth:`TargetRows.relevance`). It ranks several wanted buckets of one
+  query better: they do not compete (Menon et al., "Multilabel reductions: what is my loss
+  optimising?", NeurIPS 2019).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
-__all__ = ["TargetRows", "Targets", "cross_entropy"]
+__all__ = ["Loss", "TargetRows", "Targets", "binary_cross_entropy", "cross_entropy"]
+
+Loss = Literal["one-vs-all", "softmax"]
 
 
 @dataclass(frozen=True, eq=False)
 class TargetRows:
-    """Wanted distributions of n examples, row by row.
+    """Wanted buckets of n examples, row by row, at least one each.
 
     Attributes:
         buckets: int64, shape (m,).
-        shares: float32, shape (m,): a row's sum to 1; entries of one bucket add up.
+        shares: float32, shape (m,): a row's sum to 1 and entries of one bucket add up, but for
+            :meth:`relevance`.
         splits: int64, shape (n + 1,): row i owns entries ``splits[i]:splits[i + 1]``.
         weights: float32, shape (n,): of each example.
     """
@@ -29,6 +40,22 @@ class TargetRows:
     splits: NDArray[np.int64]
     weights: NDArray[np.float32]
 
+    def relevance(self) -> TargetRows:
+        """How wanted each bucket is by itself, from 0 to 1, as the one-vs-all loss wants it.
+
+        A product counts in proportion to the most wanted product of its row: 1 for all of a
+        list, the share of the most frequent for what was clicked one by one. A bucket is as
+        wanted as its most wanted product, and is listed once a row.
+        """
+        rows = np.repeat(np.arange(len(self.weights)), np.diff(self.splits))
+        wanted = self.shares / np.maximum.reduceat(self.shares, self.splits[:-1])[rows]
+        order = np.lexsort((-wanted, self.buckets, rows))
+        rows, buckets = rows[order], self.buckets[order]
+        first = np.ones(len(order), bool)
+        first[1:] = (rows[1:] != rows[:-1]) | (buckets[1:] != buckets[:-1])
+        splits = np.searchsorted(rows[first], np.arange(len(self.weights) + 1))
+        return TargetRows(buckets[first], wanted[order][first], splits, self.weights)
+
     def to(self, device: torch.device) -> Targets:
         """The same as tensors."""
         return Targets.of(self.buckets, self.shares, self.splits, self.weights, device)
@@ -36,12 +63,12 @@ class TargetRows:
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """Wanted distributions of n examples.
+    """Wanted buckets of n examples.
 
     Attributes:
         rows: int64, shape (m,): the example of each entry.
         buckets: int64, shape (m,).
-        shares: float32, shape (m,): a row's sum to 1; entries of one bucket add up.
+        shares: float32, shape (m,), as of :class:`TargetRows`.
         weights: float32, shape (n,): of each example.
     """
 
@@ -115,3 +142,16 @@ def cross_entropy(logits: Tensor, targets: Targets, smoothing: float = 0.0) -> T
         logits, targets.rows, targets.buckets, targets.shares, targets.weights, smoothing
     )
     return result
+
+
+def binary_cross_entropy(logits: Tensor, targets: Targets) -> Tensor:
+    """Mean over examples of weight × summed binary cross-entropy of all buckets, in nats.
+
+    Args:
+        logits: shape (n, B).
+        targets: of the n examples, from :meth:`TargetRows.relevance`.
+    """
+    logits = logits.float()
+    entries = logits[targets.rows, targets.buckets] * targets.shares
+    losses = functional.softplus(logits).sum(dim=1).index_add(0, targets.rows, -entries)
+    return (losses * targets.weights).mean()

@@ -63,6 +63,7 @@ class Classifier(torch.nn.Module):
         hidden: H.
         num_buckets: B.
         hidden_dropout: share of hidden units dropped in training.
+        output_bias: of every bucket, to begin with.
         generator: source of the initial weights.
     """
 
@@ -73,13 +74,14 @@ class Classifier(torch.nn.Module):
         num_buckets: int,
         *,
         hidden_dropout: float = 0.0,
+        output_bias: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.embedding = torch.nn.Parameter(torch.empty(num_features, hidden), requires_grad=False)
         self.hidden_bias = torch.nn.Parameter(torch.zeros(hidden))
         self.output = torch.nn.Parameter(torch.empty(num_buckets, hidden))
-        self.output_bias = torch.nn.Parameter(torch.zeros(num_buckets))
+        self.output_bias = torch.nn.Parameter(torch.full((num_buckets,), output_bias))
         self.hidden_dropout = hidden_dropout
         with torch.no_grad():
             # Small: features that are rare stay near 0 rather than add noise.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mach.features import SparseBatch
-from trainer.loss import TargetRows, cross_entropy
+from trainer.loss import Loss, TargetRows, binary_cross_entropy, cross_entropy
 from trainer.model import Classifier, SparseInput
 
 __all__ = ["BETA1", "BETA2", "EPSILON", "Stepper", "learning_rate"]
@@ -47,14 +47,21 @@ class Stepper:
 
     Args:
         model: on its device, in training mode.
+        loss: ``one-vs-all`` or ``softmax``, see :mod:`trainer.loss`.
         label_smoothing: see :func:`trainer.loss.cross_entropy`.
         embedding_rate: step size of the embedding, as a multiple of that of the rest.
     """
 
     def __init__(
-        self, model: Classifier, *, label_smoothing: float = 0.0, embedding_rate: float = 1.0
+        self,
+        model: Classifier,
+        *,
+        loss: Loss = "softmax",
+        label_smoothing: float = 0.0,
+        embedding_rate: float = 1.0,
     ) -> None:
         self.model = model
+        self._loss = loss
         self.steps = 0
         self._smoothing = label_smoothing
         self._embedding_rate = embedding_rate
@@ -70,12 +77,22 @@ class Stepper:
         torch.manual_seed(value)
 
     def step(self, features: SparseBatch, targets: TargetRows, rate: float) -> Tensor:
-        """One step; returns the mean loss, a scalar still on the device."""
+        """One step; returns the mean loss, a scalar still on the device.
+
+        Args:
+            features: n rows.
+            targets: of the n rows; where the loss is one-vs-all, their ``relevance()``.
+            rate: step size.
+        """
         batch = SparseInput.of(features, self._device)
         rows = self.model.rows(batch)
         with torch.autocast("cuda", torch.bfloat16, enabled=self._device.type == "cuda"):
             logits = self.model(batch, rows)
-        loss = cross_entropy(logits, targets.to(self._device), self._smoothing)
+        wanted = targets.to(self._device)
+        if self._loss == "one-vs-all":
+            loss = binary_cross_entropy(logits, wanted)
+        else:
+            loss = cross_entropy(logits, wanted, self._smoothing)
         loss.backward()  # type: ignore[no-untyped-call]
         self.steps += 1
         for group in self._dense.param_groups:

@@ -30,6 +30,7 @@ TOLERANCES = {
     "fp16": Tolerance(graph=1e-3, divergence=1e-4),
     # Activations are rounded as well, which moves improbable buckets the most.
     "int8": Tolerance(graph=0.5, divergence=1e-2),
+    "int4": Tolerance(graph=0.5, divergence=1e-1),
 }
 
 
@@ -58,11 +59,14 @@ def stored_weights(weights: Weights, quantization: str) -> Weights:
     if quantization == "none":
         return weights
     matrices = []
-    for matrix in (weights.embedding, weights.output):
+    for matrix, bits in (
+        (weights.embedding, 4 if quantization == "int4" else 8),
+        (weights.output, 8),
+    ):
         if quantization == "fp16":
             matrices.append(matrix.astype(np.float16).astype(np.float32))
         else:
-            codes, scales = quantize_rows(matrix)
+            codes, scales = quantize_rows(matrix, bits)
             matrices.append(codes.astype(np.float32) * scales[:, None])
     return Weights(matrices[0], weights.hidden_bias, matrices[1], weights.output_bias)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -79,9 +80,17 @@ class _Run:
             settings.hidden,
             self._plan.num_buckets,
             hidden_dropout=settings.hidden_dropout,
+            output_bias=self._first_bias(),
             generator=torch.Generator().manual_seed(self._seed("weights")),
         ).to(self._device)
         self._stepper = self._make_stepper()
+
+    def _first_bias(self) -> float:
+        """Log-odds of any bucket being wanted, so that no time goes into learning that."""
+        if self._settings.loss == "softmax":  # it takes no notice of what all buckets share
+            return 0.0
+        wanted = self._train.num_pairs / max(1, len(self._train)) / self._plan.num_buckets
+        return -math.log(max(1.0, 1 / wanted - 1))
 
     def _make_stepper(self) -> Stepper | SampledStepper:
         settings = self._settings
@@ -91,9 +100,11 @@ class _Run:
                 self._model,
                 threshold=settings.gradient_threshold,
                 embedding_rate=settings.embedding_rate,
+                loss=settings.loss,
             )
         return Stepper(
             self._model,
+            loss=settings.loss,
             label_smoothing=settings.label_smoothing,
             embedding_rate=settings.embedding_rate,
         )
@@ -176,7 +187,8 @@ class _Run:
 
     def _targets(self, examples: Examples, weights: NDArray[np.float32]) -> TargetRows:
         buckets = self._hash.buckets(self._repetition, examples.classes)
-        return TargetRows(buckets, examples.class_weights, examples.class_splits, weights)
+        targets = TargetRows(buckets, examples.class_weights, examples.class_splits, weights)
+        return targets if self._settings.loss == "softmax" else targets.relevance()
 
     def _event(self, held_out_loss: float | None = None, *, finished: bool = False) -> None:
         self._on_event(
@@ -203,7 +215,8 @@ class _Run:
         loss, precision = held_out_quality(
             self._model,
             self._held_out,
-            lambda classes: self._hash.buckets(self._repetition, classes),
+            lambda examples: self._targets(examples, np.ones_like(examples.weights)),
+            self._settings.loss,
             self._settings.batch_size,
         )
         best_before = self._history[self._best_epoch - 1] if self._best_epoch else None

@@ -1,7 +1,7 @@
 """The step of :mod:`trainer.optimizer` for CPUs, at a fraction of its cost.
 
 Only the logits need a dense product. Their gradient is sampled (see
-:func:`trainer._kernels.sample_gradient`): unbiased, exact where it is large, and some fifty
+:func:`trainer._kernels.sample_gradient`): unbiased, exact where it is large, and some hundred
 entries a row where B are thousands, so both backward products become sparse. The embedding
 rows in use are updated where they lie.
 """
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mach.features import SparseBatch
 from trainer import _kernels as kernels
-from trainer.loss import TargetRows
+from trainer.loss import Loss, TargetRows
 from trainer.model import Classifier
 from trainer.optimizer import BETA1, BETA2, EPSILON
 
@@ -31,11 +31,15 @@ class SampledStepper:
         model: on the CPU; its parameters are changed in place.
         threshold: probabilities below are sampled; above 0.
         embedding_rate: step size of the embedding, as a multiple of that of the rest.
+        loss: ``one-vs-all`` or ``softmax``, see :mod:`trainer.loss`.
     """
 
-    def __init__(self, model: Classifier, *, threshold: float, embedding_rate: float) -> None:
+    def __init__(
+        self, model: Classifier, *, threshold: float, embedding_rate: float, loss: Loss = "softmax"
+    ) -> None:
         self.model = model
         self.steps = 0
+        self._one_vs_all = loss == "one-vs-all"
         self._threshold = threshold
         self._embedding_rate = embedding_rate
         self._parameters = {
@@ -78,11 +82,15 @@ class SampledStepper:
             torch.addmm(
                 self.model.output_bias, torch.from_numpy(units), self.model.output.t(), out=logits
             )
-            torch.softmax(logits, 1, out=logits)
-            if not math.isfinite(logits.sum()):  # compiled code below trusts that these are numbers
+            if self._one_vs_all:
+                torch.sigmoid(logits, out=logits)
+            else:
+                torch.softmax(logits, 1, out=logits)
+            total = float(logits.sum(dtype=torch.float64))
+            if not math.isfinite(total):  # compiled code below trusts that these are numbers
                 return math.nan
-        # Each is at most 1/threshold often: a probability of that size, a point of the sample.
-        most = len(targets.buckets) + n * min(num_buckets, int(2 / self._threshold) + 2)
+        # Per threshold of the sum at most one probability of that size and a point of the sample.
+        most = len(targets.buckets) + min(n * num_buckets, int(2 * total / self._threshold) + 2 * n)
         columns = self._buffer("columns", most, np.int32)
         values = self._buffer("values", most)
         starts = self._buffer("starts", n + 1, np.int64)
@@ -93,6 +101,7 @@ class SampledStepper:
             targets.splits,
             targets.weights,
             self._threshold,
+            self._one_vs_all,
             columns,
             values,
             starts,

@@ -46,7 +46,7 @@ class TrainSettings(BaseModel):
     embedding_rate: float = Field(10.0, gt=0, le=1000)
     """Step size of the embedding, as a multiple of learning_rate."""
     gradient_threshold: float = Field(0.02, ge=0, le=1)
-    """On a CPU, sample the part of the softmax gradient below this; 0 computes all of it."""
+    """On a CPU, sample the part of the logits' gradient below this; 0 computes all of it."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the step size falls towards 0 over the epochs."""
     warmup: float = Field(0.1, ge=0, le=1)
@@ -58,8 +58,10 @@ class TrainSettings(BaseModel):
     """Share of a query's features left out at random in each step."""
     hidden_dropout: float = Field(0.15, ge=0, lt=1)
     """Share of hidden units left out at random in each step."""
+    loss: Literal["one-vs-all", "softmax"] = "one-vs-all"
+    """What is minimised: a yes or no for each bucket, or one choice among all of them."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    """Share of the target spread evenly over all buckets."""
+    """Share of the target spread evenly over all buckets; for the softmax loss only."""
 
     word_ngrams: int = Field(2, ge=0, le=5)
     """Longest run of words used as one feature; 0 uses no words."""
@@ -95,8 +97,9 @@ class TrainSettings(BaseModel):
     max_unknown: float = Field(0.5, ge=0, le=1)
     """Give up where a larger share of pairs names products that are not in the catalog."""
 
-    quantization: Literal["none", "fp16", "int8"] = "int8"
-    """Storage of weights in the exported models."""
+    quantization: Literal["none", "fp16", "int8", "int4"] = "int4"
+    """Storage of weights in the exported models; int4 is 4 bits for the embedding, 8 for the
+    rest."""
     merge_exponents: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
     """Exponents of the merge rule to choose from; 0 is the sum of log-probabilities, 1 the mean."""
     seed: int = Field(0, ge=0, lt=2**63)
@@ -115,6 +118,10 @@ class TrainSettings(BaseModel):
         self.features  # noqa: B018 - FeatureSettings checks its own combinations
         if not self.merge_exponents or not all(0 <= t <= 1 for t in self.merge_exponents):
             raise ValueError("merge_exponents needs one number from 0 to 1, or more")
+        if self.label_smoothing and self.loss != "softmax":
+            raise ValueError("label_smoothing is only for the loss softmax")
+        if self.quantization == "int4" and self.hidden % 2:
+            raise ValueError("quantization int4 needs an even number of hidden units")
         return self
 
     @classmethod

@@ -10,12 +10,19 @@ import torch
 from mach.errors import ConfigError, MachError
 from mach.features import SparseBatch
 from mach.hashing import UniversalHash
-from trainer.export import Weights, build_model, check_size, quantize_rows, write_model
+from trainer.export import (
+    Weights,
+    build_model,
+    check_size,
+    pack_rows,
+    quantize_rows,
+    write_model,
+)
 from trainer.model import Classifier
 from trainer.parity import TOLERANCES, check_parity, open_session, stored_weights
 
 F, H, B = 300, 32, 50
-QUANTIZATIONS = ["none", "fp16", "int8"]
+QUANTIZATIONS = ["none", "fp16", "int8", "int4"]
 HASH = UniversalHash.draw(1000, B, 3, 0)
 
 
@@ -134,6 +141,18 @@ def test_quantized_rows_are_within_half_a_step():
     assert (np.abs(codes * scales[:, None] - matrix) <= scales[:, None] * 0.5001).all()
 
 
+def test_four_bits_are_packed_two_a_byte():
+    rng = np.random.default_rng(0)
+    matrix = rng.normal(size=(40, 10)).astype(np.float32)
+    codes, scales = quantize_rows(matrix, 4)
+    assert np.abs(codes).max() == 7
+    assert (np.abs(codes * scales[:, None] - matrix) <= scales[:, None] * 0.5001).all()
+    packed = pack_rows(codes)
+    assert packed.shape == (40, 5)
+    unpacked = np.concatenate([packed & 15, packed >> 4], axis=1).astype(np.int8) - 8
+    np.testing.assert_array_equal(unpacked, codes)
+
+
 def test_what_the_file_says_of_itself(weights, tmp_path):
     path = tmp_path / "model.onnx"
     write_model(build_model(weights, HASH, 2, "int8"), path)
@@ -158,5 +177,6 @@ def test_models_that_no_file_can_hold_are_refused():
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
 def test_sizes(weights, quantization):
     size = len(build_model(weights, HASH, 2, quantization).SerializeToString())
-    width = {"none": 4, "fp16": 2, "int8": 1}[quantization]
-    assert (F + B) * H * width < size < (F + B) * (H * width + 4) + 6000
+    width = {"none": 4, "fp16": 2, "int8": 1, "int4": 0.5}[quantization]
+    weights_size = F * H * width + B * H * max(width, 1)
+    assert weights_size < size < weights_size + 4 * (F + B) + 6000

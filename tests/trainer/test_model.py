@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mach.features import SparseBatch
 from trainer import _kernels as kernels
-from trainer.loss import TargetRows, cross_entropy
+from trainer.loss import TargetRows, binary_cross_entropy, cross_entropy
 from trainer.model import Classifier, SparseInput
 from trainer.optimizer import Stepper, learning_rate
 from trainer.sampled import SampledStepper
@@ -45,12 +45,30 @@ def model_of(seed=0):
     return Classifier(F, H, B, generator=torch.Generator().manual_seed(seed))
 
 
-def both(seed=0):
+LOSSES = ["softmax", "one-vs-all"]
+
+
+def both(seed=0, loss="softmax", threshold=0.05):
     """Either stepper, over models that are alike."""
     return [
-        Stepper(model_of(seed), embedding_rate=2.0),
-        SampledStepper(model_of(seed), threshold=0.05, embedding_rate=2.0),
+        Stepper(model_of(seed), embedding_rate=2.0, loss=loss),
+        SampledStepper(model_of(seed), threshold=threshold, embedding_rate=2.0, loss=loss),
     ]
+
+
+def plain_loss(logits, targets, loss):
+    """By the definitions, in PyTorch's words."""
+    rows = torch.from_numpy(np.repeat(np.arange(len(targets.weights)), np.diff(targets.splits)))
+    at = (rows, torch.from_numpy(targets.buckets))
+    shares = torch.from_numpy(targets.shares)
+    wanted = torch.zeros_like(logits).index_put_(at, shares, accumulate=loss == "softmax")
+    if loss == "softmax":
+        losses = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
+    else:
+        losses = torch.nn.functional.binary_cross_entropy_with_logits(
+            logits, wanted, reduction="none"
+        ).sum(dim=1)
+    return (losses * torch.from_numpy(targets.weights)).mean()
 
 
 def plain_logits(model, matrix, embedding):
@@ -96,23 +114,53 @@ def test_loss_and_gradient_are_those_of_pytorch(seed, n, smoothing):
     torch.testing.assert_close(logits.grad, plain.grad)
 
 
-def test_steps_are_adam_and_row_wise_rms():
+@given(st.integers(0, 10_000), st.integers(1, 6))
+def test_one_vs_all_loss_and_gradient_are_those_of_pytorch(seed, n):
+    rng = np.random.default_rng(seed)
+    targets = targets_of(rng, n).relevance()
+    logits = torch.tensor(rng.normal(size=(n, B)), dtype=torch.float32, requires_grad=True)
+    plain = logits.detach().clone().requires_grad_()
+    loss = binary_cross_entropy(logits, targets.to(CPU))
+    expected = plain_loss(plain, targets, "one-vs-all")
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(logits.grad, plain.grad)
+
+
+def test_relevance_is_relative_to_the_most_wanted_and_lists_a_bucket_once():
+    targets = TargetRows(
+        np.array([4, 1, 4, 6, 0, 0], np.int64),
+        np.array([0.25, 0.5, 0.25, 1, 0.2, 0.8], np.float32),
+        np.array([0, 3, 4, 6], np.int64),
+        np.array([1, 2, 3], np.float32),
+    )
+    found = targets.relevance()
+    assert found.buckets.tolist() == [1, 4, 6, 0]
+    assert found.shares.tolist() == [1, 0.5, 1, 1]
+    assert found.splits.tolist() == [0, 2, 3, 4]
+    assert found.weights.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_steps_are_adam_and_row_wise_rms(kind):
     """Both steppers against PyTorch's Adam, and the formula for rows in NumPy's terms.
 
     Without sampling (a threshold that no probability is below) the two do the same.
     """
     rng = np.random.default_rng(0)
     plain = model_of()
-    exact = Stepper(model_of(), embedding_rate=2.0)
-    sparse = SampledStepper(model_of(), threshold=1e-9, embedding_rate=2.0)
+    exact, sparse = both(loss=kind, threshold=1e-9)
     embedding = plain.embedding.detach().clone().requires_grad_()
     adam = torch.optim.Adam(plain.dense, lr=0.05, betas=(0.9, 0.99))
     mean_square = torch.zeros(F)
     for step in range(1, 13):
         batch, targets = batch_of(rng, 4), targets_of(rng, 4)
+        if kind == "one-vs-all":
+            targets = targets.relevance()
         losses = [float(stepper.step(batch, targets, 0.05)) for stepper in (exact, sparse)]
-        expected = cross_entropy(plain_logits(plain, dense(batch), embedding), targets.to(CPU))
-        assert losses == pytest.approx([float(expected)] * 2, rel=1e-3)
+        expected = plain_loss(plain_logits(plain, dense(batch), embedding), targets, kind)
+        assert losses == pytest.approx([float(expected.detach())] * 2, rel=1e-3)
         expected.backward()
         adam.step()
         adam.zero_grad()
@@ -131,25 +179,34 @@ def test_steps_are_adam_and_row_wise_rms():
             torch.testing.assert_close(mine, theirs, rtol=1e-2, atol=1e-3)
 
 
-def test_sampled_gradient_is_unbiased_and_its_large_entries_exact():
+@pytest.mark.parametrize("kind", LOSSES)
+def test_sampled_gradient_is_unbiased_and_its_large_entries_exact(kind):
     rng = np.random.default_rng(4)
     n, num_buckets, threshold = 3, 200, 0.05
     logits = torch.from_numpy(rng.normal(scale=2, size=(n, num_buckets)).astype(np.float32))
+    one_vs_all = kind == "one-vs-all"
     probabilities = torch.softmax(logits, 1).numpy()
+    if one_vs_all:
+        probabilities = torch.sigmoid(logits - 4).numpy()
     buckets = np.array([5, 9, 9, 7], np.int64)
     shares = np.array([1, 0.25, 0.25, 0.5], np.float32)
     splits = np.array([0, 1, 3, 4], np.int64)
     weights = np.array([1, 2, 0.5], np.float32)
+    targets = TargetRows(buckets, shares, splits, weights)
+    if one_vs_all:
+        targets = targets.relevance()
+    buckets, shares, splits = targets.buckets, targets.shares, targets.splits
     wanted = np.zeros((n, num_buckets))
     np.add.at(wanted, (np.repeat(np.arange(n), np.diff(splits)), buckets), shares)
     exact = weights[:, None] * (probabilities - wanted)
     kernels.seed(1)
-    rounds, total, kept = 4000, np.zeros_like(exact), 0
-    columns, values = np.empty(500, np.int32), np.empty(500, np.float32)
+    rounds, total = 4000, np.zeros_like(exact)
+    most = len(buckets) + n + int(2 * probabilities.sum() / threshold)
+    columns, values = np.full(most + 1, -1, np.int32), np.empty(most + 1, np.float32)
     starts = np.empty(n + 1, np.int64)
     for _ in range(rounds):
         loss = kernels.sample_gradient(
-            probabilities.copy(), buckets, shares, splits, weights, threshold,
+            probabilities.copy(), buckets, shares, splits, weights, threshold, one_vs_all,
             columns, values, starts,
         )  # fmt: skip
         estimate = np.zeros_like(exact)
@@ -158,14 +215,14 @@ def test_sampled_gradient_is_unbiased_and_its_large_entries_exact():
         large = (probabilities >= threshold) | (wanted > 0)
         np.testing.assert_allclose(estimate[large], exact[large], rtol=1e-4, atol=1e-6)
         total += estimate
-        kept += starts[-1]
-    assert loss == pytest.approx(
-        -(weights[:, None] * wanted * np.log(probabilities)).sum(), rel=1e-4
-    )
+    assert columns[-1] == -1  # the bound on their number holds
+    losses = wanted * np.log(probabilities)
+    if one_vs_all:  # small ones by their first-order term
+        losses += (1 - wanted) * np.where(large, np.log1p(-probabilities), -probabilities)
+    assert loss == pytest.approx(-(weights[:, None] * losses).sum(), rel=1e-4)
     # A small entry is kept with probability p / threshold: its mean has this standard error.
     error = weights[:, None] * np.sqrt(probabilities * threshold / rounds)
     assert (np.abs(total / rounds - exact) < 5 * error + 1e-6).all()
-    assert kept / rounds < n * (2 / threshold + 2)
 
 
 @pytest.mark.parametrize("kind", [0, 1])
