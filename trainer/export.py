@@ -6,7 +6,9 @@ output ``log_probabilities`` float32 (batch, B). The graph::
     rows    = Gather(embedding, indices)            (batch, width, H)
     summed  = values (batch, 1, width) × rows       (batch, H)
     hidden  = Relu(summed + hidden_bias)
-    output  = LogSoftmax(hidden × output^T + output_bias)
+    logits  = hidden × output^T + output_bias        (batch, B)
+    output  = LogSoftmax(logits)                     trained by the softmax loss
+              LogSoftmax(LogSigmoid(logits))         trained one-vs-all
 
 Weights are stored in one of four ways, everything else is float32:
 
@@ -42,6 +44,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mach.errors import ConfigError
 from mach.hashing import UniversalHash
+from trainer.loss import Loss
 
 __all__ = ["Weights", "build_model", "check_size", "pack_rows", "quantize_rows", "write_model"]
 
@@ -191,8 +194,22 @@ def _logits(graph: _Graph, weights: Weights, quantization: str) -> str:
     return graph.add("Add", [scores, bias], "logits")
 
 
+def _log_sigmoid(graph: _Graph) -> str:
+    """``min(z, 0) - log(1 + exp(-|z|))``: never overflows, of operators that are vectorised."""
+    zero = graph.constant("zero", np.array(0, np.float32))
+    one = graph.constant("one", np.array(1, np.float32))
+    negative = graph.add("Neg", [graph.add("Abs", ["logits"], "size")], "negative_size")
+    ratio = graph.add("Add", [graph.add("Exp", [negative], "ratio"), one], "ratio_1")
+    least = graph.add("Min", ["logits", zero], "at_most_0")
+    return graph.add("Sub", [least, graph.add("Log", [ratio], "log_ratio")], "log_sigmoid")
+
+
 def build_model(
-    weights: Weights, hash: UniversalHash, repetition: int, quantization: str
+    weights: Weights,
+    hash: UniversalHash,
+    repetition: int,
+    quantization: str,
+    loss: Loss = "softmax",
 ) -> onnx.ModelProto:
     """The model of one repetition.
 
@@ -201,12 +218,16 @@ def build_model(
         hash: of all repetitions; the model's metadata tell this one's parameters.
         repetition: its number.
         quantization: ``none``, ``fp16``, ``int8`` or ``int4``.
+        loss: what the weights were trained by, which tells how logits become probabilities.
     """
     graph = _Graph()
     summed = _summed(graph, weights, quantization)
     bias = graph.constant("hidden_bias", weights.hidden_bias)
     graph.add("Relu", [graph.add("Add", [summed, bias], "biased")], "hidden")
-    graph.add("LogSoftmax", [_logits(graph, weights, quantization)], "log_probabilities", axis=-1)
+    scores = _logits(graph, weights, quantization)
+    if loss == "one-vs-all":
+        scores = _log_sigmoid(graph)
+    graph.add("LogSoftmax", [scores], "log_probabilities", axis=-1)
     num_buckets = len(weights.output_bias)
     model = helper.make_model(
         helper.make_graph(
@@ -236,6 +257,7 @@ def build_model(
             "mach.num_features": str(len(weights.embedding)),
             "mach.num_classes": str(hash.num_classes),
             "mach.quantization": quantization,
+            "mach.loss": loss,
             "mach.hash": json.dumps(
                 {
                     "family": "affine-mod-prime",

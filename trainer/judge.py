@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from trainer.examples import Examples, ExamplesReader
-from trainer.loss import Loss, TargetRows, binary_cross_entropy, cross_entropy
+from trainer.loss import TargetRows, binary_cross_entropy, cross_entropy
 from trainer.model import Classifier, SparseInput
 
 __all__ = ["held_out_quality"]
@@ -18,7 +18,6 @@ def held_out_quality(
     model: Classifier,
     held_out: ExamplesReader,
     targets_of: Callable[[Examples], TargetRows],
-    kind: Loss,
     batch_size: int,
 ) -> tuple[float, float]:
     """Mean loss (nats) and share of queries whose first bucket is a wanted one.
@@ -27,7 +26,6 @@ def held_out_quality(
         model: in training mode, in which it is left.
         held_out: at least one query.
         targets_of: what training wants of such examples, each of weight 1.
-        kind: the loss.
         batch_size: queries at once.
     """
     device = model.embedding.device
@@ -36,7 +34,7 @@ def held_out_quality(
     for examples in held_out.in_order(batch_size):
         logits = model(SparseInput.of(examples.features, device))
         targets = targets_of(examples).to(device)
-        function = binary_cross_entropy if kind == "one-vs-all" else cross_entropy
+        function = binary_cross_entropy if model.loss == "one-vs-all" else cross_entropy
         loss += float(function(logits, targets)) * len(examples)
         first = (logits.argmax(dim=1)[targets.rows] == targets.buckets).float()
         found = torch.zeros(len(examples), device=device).index_add_(0, targets.rows, first)

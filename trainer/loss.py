@@ -48,7 +48,8 @@ class TargetRows:
         wanted as its most wanted product, and is listed once a row.
         """
         rows = np.repeat(np.arange(len(self.weights)), np.diff(self.splits))
-        wanted = self.shares / np.maximum.reduceat(self.shares, self.splits[:-1])[rows]
+        largest: NDArray[np.float32] = np.maximum.reduceat(self.shares, self.splits[:-1])
+        wanted = self.shares / largest[rows]
         order = np.lexsort((-wanted, self.buckets, rows))
         rows, buckets = rows[order], self.buckets[order]
         first = np.ones(len(order), bool)

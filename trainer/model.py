@@ -2,6 +2,10 @@
 
     logits = W2 · relu(b1 + Σ_f value_f · W1[f]) + b2
 
+What is served are log-probabilities over the B buckets: softmax(logits) or, where each bucket was
+trained by itself, sigmoid(logits) divided by their sum. That is the bucket's share of the
+products that the model expects, and the order of sums of logarithms is that of log sigmoid(logit).
+
 W1 is nearly all of the model (F × H), and a batch touches a few thousand of its rows, so a
 step never does anything to all of it: the rows in use are gathered (:meth:`Classifier.rows`),
 get dense gradients, and the optimizer writes them back (:mod:`trainer.optimizer`).
@@ -19,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mach.features import SparseBatch
+from trainer.loss import Loss
 
 __all__ = ["Classifier", "SparseInput"]
 
@@ -62,6 +67,7 @@ class Classifier(torch.nn.Module):
         num_features: F.
         hidden: H.
         num_buckets: B.
+        loss: ``one-vs-all`` or ``softmax``, see :mod:`trainer.loss`.
         hidden_dropout: share of hidden units dropped in training.
         output_bias: of every bucket, to begin with.
         generator: source of the initial weights.
@@ -73,6 +79,7 @@ class Classifier(torch.nn.Module):
         hidden: int,
         num_buckets: int,
         *,
+        loss: Loss = "softmax",
         hidden_dropout: float = 0.0,
         output_bias: float = 0.0,
         generator: torch.Generator | None = None,
@@ -83,6 +90,7 @@ class Classifier(torch.nn.Module):
         self.output = torch.nn.Parameter(torch.empty(num_buckets, hidden))
         self.output_bias = torch.nn.Parameter(torch.full((num_buckets,), output_bias))
         self.hidden_dropout = hidden_dropout
+        self.loss = loss
         with torch.no_grad():
             # Small: features that are rare stay near 0 rather than add noise.
             self.embedding.normal_(0.0, 0.02, generator=generator)
@@ -116,7 +124,9 @@ class Classifier(torch.nn.Module):
         """Bucket log-probabilities, float32, shape (n, B), as in serving."""
         training = self.training
         self.eval()
-        logits = self(SparseInput.of(batch, self.embedding.device))
+        logits = self(SparseInput.of(batch, self.embedding.device)).float()
         self.train(training)
-        result: NDArray[np.float32] = functional.log_softmax(logits.float(), dim=1).cpu().numpy()
+        if self.loss == "one-vs-all":
+            logits = functional.logsigmoid(logits)
+        result: NDArray[np.float32] = functional.log_softmax(logits, dim=1).cpu().numpy()
         return result

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mach.features import SparseBatch
-from trainer.loss import Loss, TargetRows, binary_cross_entropy, cross_entropy
+from trainer.loss import TargetRows, binary_cross_entropy, cross_entropy
 from trainer.model import Classifier, SparseInput
 
 __all__ = ["BETA1", "BETA2", "EPSILON", "Stepper", "learning_rate"]
@@ -46,22 +46,15 @@ class Stepper:
     """Trains a model step by step, on any device.
 
     Args:
-        model: on its device, in training mode.
-        loss: ``one-vs-all`` or ``softmax``, see :mod:`trainer.loss`.
+        model: on its device, in training mode; it tells the loss.
         label_smoothing: see :func:`trainer.loss.cross_entropy`.
         embedding_rate: step size of the embedding, as a multiple of that of the rest.
     """
 
     def __init__(
-        self,
-        model: Classifier,
-        *,
-        loss: Loss = "softmax",
-        label_smoothing: float = 0.0,
-        embedding_rate: float = 1.0,
+        self, model: Classifier, *, label_smoothing: float = 0.0, embedding_rate: float = 1.0
     ) -> None:
         self.model = model
-        self._loss = loss
         self.steps = 0
         self._smoothing = label_smoothing
         self._embedding_rate = embedding_rate
@@ -89,7 +82,7 @@ class Stepper:
         with torch.autocast("cuda", torch.bfloat16, enabled=self._device.type == "cuda"):
             logits = self.model(batch, rows)
         wanted = targets.to(self._device)
-        if self._loss == "one-vs-all":
+        if self.model.loss == "one-vs-all":
             loss = binary_cross_entropy(logits, wanted)
         else:
             loss = cross_entropy(logits, wanted, self._smoothing)

@@ -24,6 +24,8 @@ class Plan:
     """Directory of the finished repetitions."""
     num_buckets: int
     """B."""
+    batch_size: int
+    """Queries a step."""
     settings: TrainSettings
 
     def hash(self, num_classes: int, num_repetitions: int) -> UniversalHash:

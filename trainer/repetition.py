@@ -62,7 +62,7 @@ class _Run:
         self._train, self._held_out = self._data.train, self._data.held_out
         self._hash = plan.hash(self._data.num_classes, repetition + 1)
         self._build()
-        self._steps_per_epoch = self._train.num_batches(settings.batch_size)
+        self._steps_per_epoch = self._train.num_batches(plan.batch_size)
         self._steps = self._steps_per_epoch * settings.epochs
         self._checkpoint = Workspace.checkpoint_path(plan.models, repetition)
         self._epoch = 0  # epochs done
@@ -79,6 +79,7 @@ class _Run:
             self._data.num_features,
             settings.hidden,
             self._plan.num_buckets,
+            loss=settings.loss,
             hidden_dropout=settings.hidden_dropout,
             output_bias=self._first_bias(),
             generator=torch.Generator().manual_seed(self._seed("weights")),
@@ -100,11 +101,9 @@ class _Run:
                 self._model,
                 threshold=settings.gradient_threshold,
                 embedding_rate=settings.embedding_rate,
-                loss=settings.loss,
             )
         return Stepper(
             self._model,
-            loss=settings.loss,
             label_smoothing=settings.label_smoothing,
             embedding_rate=settings.embedding_rate,
         )
@@ -153,7 +152,7 @@ class _Run:
         mean_weight = np.float32(self._train.mean_weight)
         recent = torch.zeros((), device=self._device)
         total, last_event, steps_seen = 0.0, 0.0, 0
-        for examples in self._train.shuffled(settings.batch_size, rng):
+        for examples in self._train.shuffled(self._plan.batch_size, rng):
             rate = learning_rate(
                 settings.learning_rate,
                 settings.schedule,
@@ -216,8 +215,7 @@ class _Run:
             self._model,
             self._held_out,
             lambda examples: self._targets(examples, np.ones_like(examples.weights)),
-            self._settings.loss,
-            self._settings.batch_size,
+            self._plan.batch_size,
         )
         best_before = self._history[self._best_epoch - 1] if self._best_epoch else None
         self._history[-1] |= {
@@ -282,7 +280,10 @@ class _Run:
         kept = reference.log_probabilities(batch)
         path = Workspace.model_path(self._plan.models, self._repetition)
         with atomic_path(path) as draft:
-            write_model(build_model(weights, self._hash, self._repetition, quantization), draft)
+            model = build_model(
+                weights, self._hash, self._repetition, quantization, self._settings.loss
+            )
+            write_model(model, draft)
             parity = check_parity(open_session(str(draft)), batch, trained, kept, quantization)
         return {
             "queries": parity.queries,

@@ -19,7 +19,7 @@ from trainer.plan import Plan, resolve_device
 from trainer.prepare import PreparedData, prepare
 from trainer.progress import Reporter
 from trainer.repetition import train_repetition
-from trainer.settings import TrainSettings, default_buckets
+from trainer.settings import TrainSettings, default_batch, default_buckets
 from trainer.tables import file_format
 from trainer.workers import train_repetitions
 from trainer.workspace import Workspace, clear_message
@@ -75,7 +75,8 @@ def _prepared(job: Job, reporter: Reporter) -> Plan:
     check_size(data.num_features, job.settings.hidden, buckets, job.settings.quantization)
     models = workspace.models(job.settings.model_fingerprint(fingerprint))
     workspace.create(models)
-    return Plan(directory, models, buckets, job.settings)
+    batch_size = job.settings.batch_size or default_batch(len(data.train))
+    return Plan(directory, models, buckets, batch_size, job.settings)
 
 
 def _remove_damaged(directory: Path, reporter: Reporter) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mach.features import SparseBatch
 from trainer import _kernels as kernels
-from trainer.loss import Loss, TargetRows
+from trainer.loss import TargetRows
 from trainer.model import Classifier
 from trainer.optimizer import BETA1, BETA2, EPSILON
 
@@ -28,18 +28,14 @@ class SampledStepper:
     """Trains a model on the CPU, step by step.
 
     Args:
-        model: on the CPU; its parameters are changed in place.
+        model: on the CPU; its parameters are changed in place. It tells the loss.
         threshold: probabilities below are sampled; above 0.
         embedding_rate: step size of the embedding, as a multiple of that of the rest.
-        loss: ``one-vs-all`` or ``softmax``, see :mod:`trainer.loss`.
     """
 
-    def __init__(
-        self, model: Classifier, *, threshold: float, embedding_rate: float, loss: Loss = "softmax"
-    ) -> None:
+    def __init__(self, model: Classifier, *, threshold: float, embedding_rate: float) -> None:
         self.model = model
         self.steps = 0
-        self._one_vs_all = loss == "one-vs-all"
         self._threshold = threshold
         self._embedding_rate = embedding_rate
         self._parameters = {
@@ -70,6 +66,7 @@ class SampledStepper:
     def step(self, features: SparseBatch, targets: TargetRows, rate: float) -> float:
         """One step; returns the mean loss, in nats; NaN, and nothing done, once it diverged."""
         self.steps += 1
+        one_vs_all = self.model.loss == "one-vs-all"
         parameters, n = self._parameters, len(features)
         num_buckets, hidden = parameters["output"].shape
         units = self._matrix("units", n, hidden)
@@ -82,7 +79,7 @@ class SampledStepper:
             torch.addmm(
                 self.model.output_bias, torch.from_numpy(units), self.model.output.t(), out=logits
             )
-            if self._one_vs_all:
+            if one_vs_all:
                 torch.sigmoid(logits, out=logits)
             else:
                 torch.softmax(logits, 1, out=logits)
@@ -101,7 +98,7 @@ class SampledStepper:
             targets.splits,
             targets.weights,
             self._threshold,
-            self._one_vs_all,
+            one_vs_all,
             columns,
             values,
             starts,

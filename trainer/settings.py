@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mach.errors import InvalidInput
 from mach.features import FeatureSettings
 
-__all__ = ["TrainSettings", "default_buckets"]
+__all__ = ["TrainSettings", "default_batch", "default_buckets"]
 
 #: Fields that decide what the prepared data are.
 _DATA_FIELDS = (
@@ -39,8 +39,9 @@ class TrainSettings(BaseModel):
     """H, width of the hidden layer."""
     epochs: int = Field(5, ge=1, le=1000)
     """Passes over the training part, at most; see patience."""
-    batch_size: int = Field(512, ge=1, le=65_536)
-    """Queries a step."""
+    batch_size: int | None = Field(None, ge=1, le=65_536)
+    """Queries a step; by default 1/120 of them all, from 32 to 1024, so that a small log gets
+    steps enough."""
     learning_rate: float = Field(5e-3, gt=0, le=10)
     """Adam's step size after warm-up."""
     embedding_rate: float = Field(10.0, gt=0, le=1000)
@@ -75,12 +76,12 @@ class TrainSettings(BaseModel):
     """log2 of the number of slots that n-grams are hashed into."""
     min_count: int = Field(3, ge=1)
     """Keep n-grams of words that occur in at least so many different queries."""
-    max_features: int = Field(30_000, ge=1, le=2**28)
+    max_features: int = Field(70_000, ge=1, le=2**28)
     """Keep at most so many of them, the most frequent ones: a model's size and its training
     grow with them, its accuracy slowly; raise it for a large log."""
     min_subword_count: int = Field(5, ge=1)
     """Keep parts of words that occur in at least so many different queries."""
-    max_subwords: int = Field(38_000, ge=1, le=2**28)
+    max_subwords: int = Field(55_000, ge=1, le=2**28)
     """Keep at most so many of them, the most frequent ones."""
     catalog_titles: bool = True
     """Use each product's title, if the catalog has any, as one more training query."""
@@ -172,6 +173,11 @@ def default_buckets(num_classes: int) -> int:
     (2019) use for 49 million.
     """
     return max(2, min(num_classes, 256), min(20_000, round(10 * math.sqrt(num_classes))))
+
+
+def default_batch(num_queries: int) -> int:
+    """Queries a step where that is not given."""
+    return max(32, min(1024, num_queries // 120))
 
 
 def _digest(value: Any) -> str:

@@ -77,7 +77,7 @@ def test_parts_and_environment(command, store, tmp_path, monkeypatch):
     [
         (["--hidden", "0"], "hidden: Input should be greater than or equal to 1"),
         (["--merge-exponents", "a,b"], "merge_exponents: 'a,b' is no list such as 0,0.5,1"),
-        (["--quantization", "int4"], "quantization: "),
+        (["--quantization", "int3"], "quantization: "),
         (["--repetition", "8"], "repetition: 8 is not from 0 to 7"),
         (["--prepare", "--collect"], "--prepare: goes alone"),
         (["--catalog", "nothing.csv"], "nothing.csv: no such file"),

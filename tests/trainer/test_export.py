@@ -37,12 +37,12 @@ def weights():
     )
 
 
-def session_of(weights, quantization):
-    return open_session(build_model(weights, HASH, 2, quantization).SerializeToString())
+def session_of(weights, quantization, loss="one-vs-all"):
+    return open_session(build_model(weights, HASH, 2, quantization, loss).SerializeToString())
 
 
-def torch_log_probabilities(weights, batch):
-    model = Classifier(F, H, B)
+def torch_log_probabilities(weights, batch, loss="one-vs-all"):
+    model = Classifier(F, H, B, loss=loss)
     model.load_state_dict({name: torch.from_numpy(a) for name, a in vars(weights).items()})
     return model.log_probabilities(batch)
 
@@ -62,14 +62,15 @@ def run(session, batch, width=None):
     return session.run(["log_probabilities"], {"indices": indices, "values": values})[0]
 
 
+@pytest.mark.parametrize("loss", ["one-vs-all", "softmax"])
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
-def test_exported_models_agree_with_pytorch(weights, quantization):
+def test_exported_models_agree_with_pytorch(weights, quantization, loss):
     batch = queries(200)
     parity = check_parity(
-        session_of(weights, quantization),
+        session_of(weights, quantization, loss),
         batch,
-        torch_log_probabilities(weights, batch),
-        torch_log_probabilities(stored_weights(weights, quantization), batch),
+        torch_log_probabilities(weights, batch, loss),
+        torch_log_probabilities(stored_weights(weights, quantization), batch, loss),
         quantization,
     )
     assert parity.queries == 200
@@ -110,6 +111,16 @@ def test_a_query_without_features_gets_the_bias(weights, quantization):
     expected = torch_log_probabilities(stored_weights(weights, quantization), none)
     found = run(session_of(weights, quantization), none)
     np.testing.assert_allclose(found, expected, atol=TOLERANCES[quantization].graph)
+
+
+def test_extreme_logits_have_sound_log_probabilities():
+    """Far from 0 either way, where a sigmoid rounds to 0 or 1 in float32."""
+    zero = np.zeros((F, H), np.float32)
+    bias = np.linspace(-200, 60, B, dtype=np.float32)
+    weights = Weights(zero, np.zeros(H, np.float32), np.zeros((B, H), np.float32), bias)
+    batch = queries(2)
+    found = run(session_of(weights, "none"), batch)
+    np.testing.assert_allclose(found, torch_log_probabilities(weights, batch), atol=1e-3)
 
 
 def test_integers_do_not_saturate():
@@ -162,6 +173,7 @@ def test_what_the_file_says_of_itself(weights, tmp_path):
     assert properties["mach.num_buckets"] == str(B)
     assert properties["mach.num_features"] == str(F)
     assert properties["mach.num_classes"] == "1000"
+    assert properties["mach.loss"] == "softmax"
     assert json.loads(properties["mach.hash"])["multiplier"] == int(HASH.multipliers[2])
     assert [(o.domain, o.version) for o in model.opset_import] == [("", 17)]
     again = build_model(weights, HASH, 2, "int8").SerializeToString(deterministic=True)

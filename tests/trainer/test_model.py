@@ -41,8 +41,8 @@ def targets_of(rng, n):
     return TargetRows(rng.integers(0, B, splits[-1]), shares, splits, weights)
 
 
-def model_of(seed=0):
-    return Classifier(F, H, B, generator=torch.Generator().manual_seed(seed))
+def model_of(seed=0, loss="softmax"):
+    return Classifier(F, H, B, loss=loss, generator=torch.Generator().manual_seed(seed))
 
 
 LOSSES = ["softmax", "one-vs-all"]
@@ -51,8 +51,8 @@ LOSSES = ["softmax", "one-vs-all"]
 def both(seed=0, loss="softmax", threshold=0.05):
     """Either stepper, over models that are alike."""
     return [
-        Stepper(model_of(seed), embedding_rate=2.0, loss=loss),
-        SampledStepper(model_of(seed), threshold=threshold, embedding_rate=2.0, loss=loss),
+        Stepper(model_of(seed, loss), embedding_rate=2.0),
+        SampledStepper(model_of(seed, loss), threshold=threshold, embedding_rate=2.0),
     ]
 
 
@@ -85,6 +85,9 @@ def test_forward_is_the_formula(seed, n):
     torch.testing.assert_close(
         torch.from_numpy(model.log_probabilities(batch)), torch.log_softmax(expected, 1)
     )
+    one_vs_all = torch.from_numpy(model_of(seed, "one-vs-all").log_probabilities(batch)).exp()
+    each = torch.sigmoid(expected)
+    torch.testing.assert_close(one_vs_all, each / each.sum(dim=1, keepdim=True))
 
 
 def test_a_batch_without_any_feature():

@@ -346,9 +346,10 @@ def test_early_stopping_keeps_the_best_epoch(job, silent):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"feature_dropout": 0.5, "hidden_dropout": 0.3, "label_smoothing": 0.1},
+        {"feature_dropout": 0.5, "hidden_dropout": 0.3, "loss": "softmax", "label_smoothing": 0.1},
         {"quantization": "none"},
         {"quantization": "fp16", "schedule": "cosine"},
+        {"quantization": "int8", "gradient_threshold": 0.0},
         {"buckets": None, "word_ngrams": 0, "char_ngrams_min": 3, "char_ngrams_max": 3},
         {"buckets": 500, "weight_power": 0.0, "patience": 0, "batch_size": 10_000},
     ],
