@@ -30,7 +30,7 @@ TOLERANCES = {
     "fp16": Tolerance(graph=1e-3, divergence=1e-4),
     # Activations are rounded as well, which moves improbable buckets the most.
     "int8": Tolerance(graph=0.5, divergence=1e-2),
-    "int4": Tolerance(graph=0.5, divergence=1e-1),
+    "int4": Tolerance(graph=0.5, divergence=5e-2),
 }
 
 
