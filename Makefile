@@ -45,6 +45,7 @@ test: check prometheus ## Check everything and run the tests (about 8 minutes on
 	$(RUN) python -m pytest -m "not slow"
 
 test-all: check prometheus ## The same and the slow tests
+	-$(BIN)/python -m pip install --quiet --editable '.[ray]' # where it has no wheel, its test is skipped
 	$(RUN) python -m pytest
 
 format: $(STAMP) ## Format the code

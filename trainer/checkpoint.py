@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from trainer.workspace import atomic_path
 
-__all__ = ["read_checkpoint", "write_checkpoint"]
+__all__ = ["read_checkpoint", "read_progress", "write_checkpoint"]
 
 _PROGRESS = "progress"
 
@@ -39,3 +39,13 @@ def read_checkpoint(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]
     except Exception:  # a damaged zip file fails in a dozen ways, all of which mean the same
         return None
     return (arrays, progress) if isinstance(progress, dict) else None
+
+
+def read_progress(path: Path) -> dict[str, Any] | None:
+    """The dictionary alone, without reading the arrays; None as of :func:`read_checkpoint`."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            progress = json.loads(file[_PROGRESS].tobytes())
+    except Exception:  # as above
+        return None
+    return progress if isinstance(progress, dict) else None

@@ -61,7 +61,9 @@ def collect(plan: Plan, out: Path, reporter: Reporter) -> Manifest:
         + (")" if chosen else "")
     )
     training = {
-        "settings": settings.model_dump(mode="json", exclude={"workers", "checkpoint_seconds"}),
+        "settings": settings.model_dump(
+            mode="json", exclude={"workers", "executor", "group", "checkpoint_seconds"}
+        ),
         "data": data.report,
         "held_out": chosen,
         "merge_choice": {f"{t:g}": values for t, values in figures.items()},

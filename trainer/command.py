@@ -15,7 +15,7 @@ import typer
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from mach.errors import InvalidInput
+from mach.errors import ConfigError, InvalidInput
 from trainer.settings import TrainSettings
 
 __all__ = ["make_command"]
@@ -34,7 +34,10 @@ _LISTS: dict[str, tuple[type[int] | type[float], str]] = {
     "merge_exponents": (float, "0,0.5,1"),
     "affix_lengths": (int, "5,7"),
 }
-_RUN = ("seed", "device", "threads", "workers", "checkpoint_seconds")
+_RUN = (
+    "seed", "device", "engine", "group", "precision", "executor", "threads", "workers",
+    "checkpoint_seconds",
+)  # fmt: skip
 
 
 def _panel(name: str) -> str:
@@ -147,14 +150,20 @@ def make_command(*, parts: bool) -> Callable[..., None]:
         reporter = Reporter(quiet=quiet)
         if prepare + collect + (repetition is not None) > 1:
             raise InvalidInput("--prepare", "goes alone, as do --repetition and --collect")
-        if prepare:
-            prepare_data(job, reporter)
-        elif collect:
-            collect_bundle(job, reporter, wait=wait)
-        elif repetition is not None:
-            train_one(job, repetition, reporter, wait=wait)
-        else:
-            train(job, reporter)
+        try:
+            if prepare:
+                prepare_data(job, reporter)
+            elif collect:
+                collect_bundle(job, reporter, wait=wait)
+            elif repetition is not None:
+                train_one(job, repetition, reporter, wait=wait)
+            else:
+                train(job, reporter)
+        except MemoryError as error:
+            raise ConfigError(
+                "there is not enough memory: lower hidden, batch_size or workers; the same command "
+                "continues with what is not finished"
+            ) from error
 
     kind = inspect.Parameter.KEYWORD_ONLY
     fixed = [

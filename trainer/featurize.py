@@ -34,6 +34,7 @@ def count_features(
                 texts = groups.queries.slice(start, CHUNK_ROWS).to_pylist()
                 counter.add(texts)
                 advance(len(texts))
+            del groups  # before the next is read
     return counter.featurizer(
         min_count=settings.min_count,
         max_features=settings.max_features,
@@ -56,12 +57,14 @@ def write_examples(
     with ExamplesWriter(directory) as writer, reporter.counting("featurizing", "q") as advance:
         for part in parts:
             groups = part.take(rng.permutation(len(part)))  # the log's order tells of its time
+            del part  # one copy is enough
             for start in range(0, len(groups), CHUNK_ROWS):
                 rows = np.arange(start, min(start + CHUNK_ROWS, len(groups)))
                 examples, without = _examples(groups.take(rows), featurizer, settings)
                 writer.append(examples)
                 blank += without
                 advance(len(rows))
+            del groups
     return blank
 
 

@@ -25,7 +25,7 @@ from torch.nn import functional
 from mach.features import SparseBatch
 from trainer.loss import Loss
 
-__all__ = ["Classifier", "SparseInput"]
+__all__ = ["Classifier", "SparseInput", "drop_features"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +58,19 @@ class SparseInput:
 
 def _tensor(array: NDArray[np.generic], device: torch.device) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+
+
+def drop_features(batch: SparseBatch, share: float, rng: np.random.Generator) -> SparseBatch:
+    """Leave out each entry with probability ``share`` and scale the rest up to make up for it."""
+    if not share:
+        return batch
+    kept = rng.random(len(batch.indices)) >= share
+    before = np.concatenate([[0], np.cumsum(kept)])
+    return SparseBatch(
+        batch.indices[kept],
+        batch.values[kept] / np.float32(1 - share),
+        before[batch.splits].astype(np.int32),
+    )
 
 
 class Classifier(torch.nn.Module):

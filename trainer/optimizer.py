@@ -49,16 +49,23 @@ class Stepper:
         model: on its device, in training mode; it tells the loss.
         label_smoothing: see :func:`trainer.loss.cross_entropy`.
         embedding_rate: step size of the embedding, as a multiple of that of the rest.
+        bf16: whether matrix products take bfloat16 factors (autocast).
     """
 
     def __init__(
-        self, model: Classifier, *, label_smoothing: float = 0.0, embedding_rate: float = 1.0
+        self,
+        model: Classifier,
+        *,
+        label_smoothing: float = 0.0,
+        embedding_rate: float = 1.0,
+        bf16: bool = False,
     ) -> None:
         self.model = model
         self.steps = 0
         self._smoothing = label_smoothing
         self._embedding_rate = embedding_rate
         self._device = model.embedding.device
+        self._bf16 = bf16
         self._mean_square = torch.zeros(len(model.embedding), device=self._device)
         # torch's fused Adam exists on CPU and CUDA and is one kernel a parameter.
         self._dense = torch.optim.Adam(
@@ -79,7 +86,7 @@ class Stepper:
         """
         batch = SparseInput.of(features, self._device)
         rows = self.model.rows(batch)
-        with torch.autocast("cuda", torch.bfloat16, enabled=self._device.type == "cuda"):
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
             logits = self.model(batch, rows)
         wanted = targets.to(self._device)
         if self.model.loss == "one-vs-all":

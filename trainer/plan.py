@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from mach.errors import ConfigError
@@ -33,6 +34,18 @@ class Plan:
         return UniversalHash.draw(
             num_classes, self.num_buckets, num_repetitions, self.settings.seed
         )
+
+    def seed(self, purpose: str, repetition: int | None, epoch: int = 0) -> int:
+        """A seed for one purpose, the same whether or not the run was interrupted.
+
+        Args:
+            purpose: what is drawn.
+            repetition: r, or None for what all repetitions share.
+            epoch: epochs done.
+        """
+        whose = [] if repetition is None else [repetition]
+        words = [self.settings.seed, *whose, epoch, *purpose.encode()]
+        return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
 
 
 def resolve_device(name: str) -> torch.device:

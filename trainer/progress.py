@@ -33,6 +33,9 @@ class TrainingEvent:
     held_out_loss: float | None = None
     """At the end of an epoch: the held-out loss, nats."""
     finished: bool = False
+    waiting: float | None = None
+    """At the end, if several repetitions were trained as one model: the share of the time in
+    which the device waited for data."""
 
 
 class Reporter:
@@ -110,8 +113,10 @@ class TrainingBars:
                 self._said[number] = now
                 share = event.step / event.steps if event.steps else 1.0
                 state = "done" if event.finished else f"{share:.0%}"
+                waiting = "" if event.waiting is None else f", waited {event.waiting:.0%} for data"
                 self._reporter.say(
-                    f"repetition {number}: {state}, epoch {epoch}, loss {event.loss:.3f}{held_out}"
+                    f"repetition {number}: {state}, epoch {epoch}, loss {event.loss:.3f}"
+                    f"{held_out}{waiting}"
                 )
             return
         if number not in self._tasks:
@@ -124,5 +129,5 @@ class TrainingBars:
             total=event.steps,
             epoch=epoch,
             loss=event.loss,
-            held_out=held_out,
+            held_out=held_out + ("" if event.waiting is None else f", waited {event.waiting:.0%}"),
         )

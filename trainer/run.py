@@ -14,14 +14,16 @@ from typing import Any
 from mach.bundle import Manifest
 from mach.errors import BundleError, DataError, InvalidInput, Unavailable
 from trainer.collect import collect
+from trainer.executor import Executor
 from trainer.export import check_size
 from trainer.plan import Plan, resolve_device
 from trainer.prepare import PreparedData, prepare
 from trainer.progress import Reporter
+from trainer.ray_executor import RayExecutor
 from trainer.repetition import train_repetition
 from trainer.settings import TrainSettings, default_batch, default_buckets
 from trainer.tables import file_format
-from trainer.workers import train_repetitions
+from trainer.workers import LocalExecutor
 from trainer.workspace import Workspace, clear_message
 
 __all__ = ["Job", "collect_bundle", "prepare_data", "train", "train_one"]
@@ -110,6 +112,10 @@ def _wait_until(
         time.sleep(min(every, left))
 
 
+def _executor(settings: TrainSettings, reporter: Reporter) -> Executor:
+    return RayExecutor(reporter.say) if settings.executor == "ray" else LocalExecutor()
+
+
 def train(job: Job, reporter: Reporter) -> Manifest:
     """Do all of it, or what an interrupted run has left of it; returns the bundle's manifest.
 
@@ -117,7 +123,8 @@ def train(job: Job, reporter: Reporter) -> Manifest:
         UserError: naming what to mend; nothing is left but the work directory.
     """
     _check(job)
-    resolve_device(job.settings.device)
+    executor = _executor(job.settings, reporter)
+    executor.check(job.settings)
     workspace = Workspace(job.out)
     fingerprint = job.fingerprint()
     with workspace.lock(workspace.root, "run", "training"), ExitStack() as cleanup:
@@ -135,9 +142,8 @@ def train(job: Job, reporter: Reporter) -> Manifest:
             reporter.say(f"{count - len(left)} of {count} repetitions are finished already")
         started = time.monotonic()
         if left:
-            workers = job.settings.num_workers(resolve_device(job.settings.device).type == "cuda")
             with reporter.training() as bars:
-                train_repetitions(plan, left, workers, bars.show)
+                executor.train(plan, left, bars.show)
         seconds["train"] = time.monotonic() - started
         started = time.monotonic()
         manifest = collect(plan, job.out, reporter)

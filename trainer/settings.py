@@ -23,7 +23,9 @@ _DATA_FIELDS = (
     "max_skipped", "max_unknown", "seed",
 )  # fmt: skip
 #: Fields that change no repetition's model: how many there are, and who trains them.
-_RUN_FIELDS = ("repetitions", "workers", "checkpoint_seconds", "merge_exponents")
+_RUN_FIELDS = (
+    "repetitions", "workers", "executor", "group", "checkpoint_seconds", "merge_exponents",
+)  # fmt: skip
 
 
 class TrainSettings(BaseModel):
@@ -107,10 +109,22 @@ class TrainSettings(BaseModel):
     """The same seed, data, settings and machine give the same bundle version."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a CUDA device if there is one."""
+    engine: Literal["auto", "single", "batched"] = "auto"
+    """How to train: repetitions one by one, each in its own order of the examples, or several as
+    one batched model, in one order; auto is single on a CPU and batched on CUDA."""
+    group: int | None = Field(None, ge=1, le=1000)
+    """Repetitions in one batched model; by default as many as fit the free memory of a CUDA
+    device, and 1 on a CPU. Changes no model but for rounding."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """Factors of the matrix products; weights, loss and sums are float32. auto is float32 on a
+    CPU and bf16 on CUDA."""
+    executor: Literal["local", "ray"] = "local"
+    """Who trains the repetitions: processes of this machine, or the tasks of a Ray cluster."""
     threads: int = Field(1, ge=1, le=1024)
     """CPU threads of each repetition in training."""
     workers: int | None = Field(None, ge=1, le=1024)
-    """Repetitions trained at once; by default as many as there are CPUs for, 1 on CUDA."""
+    """Processes, or Ray tasks, that train at once; by default as many as there are CPUs for, one
+    on CUDA, and as many as the Ray cluster runs."""
     checkpoint_seconds: float = Field(60.0, ge=0)
     """Write a checkpoint at the end of an epoch if the last is older than this."""
 
@@ -158,12 +172,20 @@ class TrainSettings(BaseModel):
         """Identifies what a repetition trained on those data comes out as."""
         return _digest([data_fingerprint, self.model_dump(exclude=set(_RUN_FIELDS), mode="json")])
 
-    def num_workers(self, on_cuda: bool) -> int:
-        """How many repetitions to train at once."""
+    def num_workers(self, device: str) -> int:
+        """How many local processes train at once on a device, ``cpu`` or ``cuda``."""
         if self.workers is not None:
             return self.workers
         cpus = len(os.sched_getaffinity(0))
-        return 1 if on_cuda else max(1, cpus // self.threads)
+        return 1 if device == "cuda" else max(1, cpus // self.threads)
+
+    def batches(self, device: str) -> bool:
+        """Whether repetitions are trained as one batched model there."""
+        return self.engine == "batched" or (self.engine == "auto" and device == "cuda")
+
+    def rounds(self, device: str) -> bool:
+        """Whether matrix products take bf16 factors there."""
+        return self.precision == "bf16" or (self.precision == "auto" and device == "cuda")
 
 
 def default_buckets(num_classes: int) -> int:

@@ -71,21 +71,28 @@ def group_pairs(
     """Group (query, class) pairs by query text, in order of first appearance; weights add.
 
     Args:
-        queries: Arrow array of texts, repeats allowed.
+        queries: Arrow array of texts, in chunks or whole, repeats allowed.
         pair_rows: int64, shape (m,): which query each pair is of.
         classes: int32, shape (m,).
         weights: float64, shape (m,).
     """
-    encoded = queries.dictionary_encode()
-    groups = encoded.indices.to_numpy().astype(np.int64)[pair_rows]
+    if isinstance(queries, pa.ChunkedArray) and len(queries):  # not joined: it may be large
+        encoded = queries.dictionary_encode()
+        numbers = np.concatenate([chunk.indices.to_numpy() for chunk in encoded.chunks])
+        texts = encoded.chunk(encoded.num_chunks - 1).dictionary  # the same for all
+    else:
+        whole = queries.combine_chunks() if isinstance(queries, pa.ChunkedArray) else queries
+        encoded = whole.dictionary_encode()
+        numbers, texts = encoded.indices.to_numpy(), encoded.dictionary
+    groups = numbers.astype(np.int64)[pair_rows]
     order = np.lexsort((classes, groups))
     groups, classes, weights = groups[order], classes[order], weights[order]
     new = np.ones(len(groups), bool)
     new[1:] = (groups[1:] != groups[:-1]) | (classes[1:] != classes[:-1])
     first = np.flatnonzero(new)
     summed = np.add.reduceat(weights, first) if len(first) else weights
-    splits = np.searchsorted(groups[first], np.arange(len(encoded.dictionary) + 1))
-    return Groups(encoded.dictionary, splits, classes[first], summed)
+    splits = np.searchsorted(groups[first], np.arange(len(texts) + 1))
+    return Groups(texts, splits, classes[first], summed)
 
 
 class Spill:
@@ -146,7 +153,7 @@ class Spill:
         lengths = [len(queries) for queries, *_ in self._buffer]
         offsets = np.concatenate([[0], np.cumsum(lengths)[:-1]])
         groups = group_pairs(
-            pa.concat_arrays([queries for queries, *_ in self._buffer]),
+            pa.chunked_array([queries for queries, *_ in self._buffer]),  # not copied
             np.concatenate(
                 [b[1] + offset for b, offset in zip(self._buffer, offsets, strict=True)]
             ),
@@ -217,12 +224,10 @@ class Spill:
             return group_pairs(
                 pa.array([], pa.large_string()), empty, empty.astype(np.int32), empty.astype(float)
             )
-        with pa.OSFile(str(path)) as source:
-            table = pa.ipc.open_stream(source).read_all()
-        queries = table["query"].combine_chunks()
+        table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()  # its pages can be dropped
         lists = table["class"].combine_chunks()
         return group_pairs(
-            queries,
+            table["query"],
             pa.compute.list_parent_indices(lists).to_numpy().astype(np.int64),
             lists.flatten().to_numpy(),
             table["weight"].combine_chunks().flatten().to_numpy(),

@@ -1,4 +1,4 @@
-"""Training several repetitions at once on one machine: one process each, no shared state."""
+"""Training on one machine: some processes that share no state, each with its repetitions."""
 
 from __future__ import annotations
 
@@ -8,53 +8,65 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from multiprocessing.context import SpawnContext, SpawnProcess
 from queue import Empty
 from typing import Any
 
 from mach.errors import ConfigError, MachError
-from trainer.plan import Plan
+from trainer.batched import groups_of
+from trainer.executor import Executor, OnEvent, train_unit
+from trainer.plan import Plan, resolve_device
 from trainer.progress import TrainingEvent
-from trainer.repetition import train_repetition
+from trainer.settings import TrainSettings
 
-__all__ = ["train_repetitions"]
+__all__ = ["LocalExecutor"]
 
 _POLL_SECONDS = 0.5
 
 
-def train_repetitions(
-    plan: Plan, repetitions: Sequence[int], workers: int, on_event: Callable[[TrainingEvent], None]
-) -> None:
-    """Train ``repetitions``, at most ``workers`` at once; the first error stops all.
+class LocalExecutor(Executor):
+    """Processes of this machine, as many as ``workers`` says; the first error stops all."""
 
-    Raises:
-        MachError: what a repetition raised, or that a worker was killed.
-    """
-    workers = min(workers, len(repetitions))
-    if workers <= 1:
-        for repetition in repetitions:
-            train_repetition(plan, repetition, on_event)
-        return
-    context = multiprocessing.get_context("spawn")
-    pool = _Pool(context, plan, repetitions, workers)
-    try:
-        pool.watch(on_event)
-    finally:
-        pool.stop()
+    def check(self, settings: TrainSettings) -> None:
+        """See :class:`Executor`."""
+        resolve_device(settings.device)
+
+    def train(self, plan: Plan, repetitions: Sequence[int], on_event: OnEvent) -> None:
+        """See :class:`Executor`.
+
+        Raises:
+            MachError: what a repetition raised, or that a process was killed.
+        """
+        units = groups_of(plan, repetitions)
+        workers = plan.settings.num_workers(resolve_device(plan.settings.device).type)
+        workers = min(workers, len(units))
+        if workers <= 1:
+            for unit in units:
+                train_unit(plan, unit, on_event)
+            return
+        pool = _Pool(multiprocessing.get_context("spawn"), plan, units, workers)
+        try:
+            pool.watch(on_event)
+        finally:
+            pool.stop()
 
 
 class _Pool:
     def __init__(
-        self, context: SpawnContext, plan: Plan, repetitions: Sequence[int], workers: int
+        self,
+        context: SpawnContext,
+        plan: Plan,
+        units: Sequence[tuple[int, ...]],
+        workers: int,
     ) -> None:
         self._messages: Any = context.Queue()
         self._tasks: Any = context.SimpleQueue()  # held here: it lives as long as its owner
-        for repetition in repetitions:
-            self._tasks.put(repetition)
+        for unit in units:
+            self._tasks.put(unit)
         for _ in range(workers):
             self._tasks.put(None)
-        self._left = len(repetitions)
+        self._left = sum(map(len, units))
         self._processes: list[SpawnProcess] = [
             context.Process(
                 target=_work, args=(plan, self._tasks, self._messages, os.getpid()), daemon=True
@@ -64,7 +76,7 @@ class _Pool:
         for process in self._processes:
             process.start()
 
-    def watch(self, on_event: Callable[[TrainingEvent], None]) -> None:
+    def watch(self, on_event: OnEvent) -> None:
         checked = time.monotonic()
         while self._left:
             if time.monotonic() - checked >= _POLL_SECONDS:  # others may be talking all the time
@@ -109,13 +121,14 @@ def _work(plan: Plan, tasks: Any, messages: Any, parent: int) -> None:
             os._exit(1)
         messages.put(event)
 
-    while (repetition := tasks.get()) is not None:
+    while (unit := tasks.get()) is not None:
         try:
-            train_repetition(plan, repetition, tell)
+            train_unit(plan, unit, tell)
         except BaseException as error:
             if not isinstance(error, MachError):
                 traceback.print_exc(file=sys.stderr)
-                error = MachError(f"training of repetition {repetition} failed: {error!r}")
+                number = ", ".join(map(str, unit))
+                error = MachError(f"training of repetition {number} failed: {error!r}")
             messages.put(_portable(error))
             return
 

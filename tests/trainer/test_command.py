@@ -107,6 +107,16 @@ def test_a_bad_row_leaves_nothing(command, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
 
 
+def test_too_little_memory_is_one_sentence(command, store, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("trainer.run.prepare", full)
+    code, said = command(store.clicks, "--out", tmp_path / "bundle")
+    assert (code, len(said.splitlines())) == (2, 1)
+    assert "error: there is not enough memory: lower hidden" in said
+
+
 def test_every_setting_is_an_option_with_a_description():
     for name, field in TrainSettings.model_fields.items():
         assert field.description, name

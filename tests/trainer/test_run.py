@@ -8,11 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from mach.bundle import Bundle
 from mach.errors import BundleError, ConfigError, DataError, InvalidInput
 from mach.evaluation import evaluate
-from trainer import collect, repetition, run
+from trainer import collect, finish, repetition
 from trainer.interactions import read_queries
 from trainer.progress import Reporter
 from trainer.run import collect_bundle, prepare_data, train, train_one
@@ -125,7 +126,7 @@ def kill_in(monkeypatch, owner, name, at):
 @pytest.mark.parametrize(
     ("owner", "name", "at", "begun"),
     [
-        (repetition, "write_model", 2, [0, 1, 1]),  # in export of the second
+        (finish, "write_model", 2, [0, 1, 1]),  # in export of the second
         (repetition._Run, "_judge", 5, [0, 1, 1]),  # in the second epoch of the second
         (repetition, "write_checkpoint", 2, [0, 0, 1]),  # in a checkpoint of the first
         (collect, "seal", 1, [0, 1]),  # with all trained
@@ -155,7 +156,7 @@ def test_epochs_are_not_repeated(job, silent, monkeypatch):
     monkeypatch.setattr(
         repetition._Run,
         "_run_epoch",
-        lambda self: epochs.append((self._repetition, self._epoch)) or original(self),
+        lambda self: epochs.append((self._repetition, self._record.epoch)) or original(self),
     )
     train(job, silent)
     assert epochs == [(0, 2), (1, 0), (1, 1), (1, 2)]
@@ -405,6 +406,6 @@ def test_places_where_no_bundle_can_go(job, silent, tmp_path):
 
 
 def test_cuda_that_is_not_there_is_an_error(job, silent, monkeypatch):
-    monkeypatch.setattr(run.resolve_device.__globals__["torch"].cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="PyTorch finds no CUDA device"):
         train(with_settings(job, device="cuda"), silent)
