@@ -45,6 +45,8 @@ def imitated(bundle: Any, batch: Any) -> np.ndarray:
         units = units.astype(np.float16).astype(np.float32)
         scores = (units @ weights["output"][0].astype(np.float32)).astype(np.float16)
         logits = scores.astype(np.float32) * scale + weights["output_bias"][0]
+        if model.loss == "one-vs-all":
+            logits = -np.logaddexp(np.float32(0), -logits)
         logits -= logits.max(axis=1, keepdims=True)
         answers.append(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))
     return np.stack(answers)

@@ -36,6 +36,7 @@ class Stack(torch.nn.Module):
         if weights.quantization == "int8":
             embedding *= copy("embedding_scales")[:, None]
             output *= copy("output_scales")
+        self.one_vs_all = weights.loss == "one-vs-all"
         self.features = len(embedding)
         self.repetitions = repetitions
         self.embedding = embedding.to(dtype)
@@ -67,6 +68,8 @@ class Stack(torch.nn.Module):
         ).view(self.repetitions, rows, -1)
         hidden = functional.relu(summed + self.hidden_bias)
         logits = torch.bmm(hidden, self.output).float() + self.output_bias
+        if self.one_vs_all:
+            logits = functional.logsigmoid(logits)
         answer = functional.log_softmax(logits, dim=-1)
         low, high = answer.amin(-1, keepdim=True), answer.amax(-1, keepdim=True)
         step = ((high - low) / 255).clamp_min(torch.finfo(torch.float32).tiny)

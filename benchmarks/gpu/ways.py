@@ -19,6 +19,7 @@ from mach.inference.cuda import StackedRunner
 from mach.inference.session import PROVIDERS, open_session
 from mach.inference.stacking import RepetitionWeights, read_weights
 from trainer.export import Weights, build_model
+from trainer.loss import Loss
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Size:
 SMOKE = Size(300, 16, 60, 3, 4, (1, 4), 0.0, False)
 
 
-def make_model(size: Size, quantization: str) -> bytes:
+def make_model(size: Size, quantization: str, loss: Loss = "softmax") -> bytes:
     """One repetition's ONNX file; all repetitions share it, each with its own copy in memory."""
     rng = np.random.default_rng(0)
     weights = Weights(
@@ -47,7 +48,7 @@ def make_model(size: Size, quantization: str) -> bytes:
         rng.standard_normal(size.buckets, np.float32),
     )
     hashes = UniversalHash.draw(size.buckets, size.buckets, size.repetitions, 0)
-    return bytes(build_model(weights, hashes, 0, quantization).SerializeToString())
+    return bytes(build_model(weights, hashes, 0, quantization, loss).SerializeToString())
 
 
 def make_batch(size: Size, rows: int) -> SparseBatch:
@@ -104,9 +105,11 @@ def stacked(
     return runner.run_encoded
 
 
-def measure(size: Size, device: str, quantization: str, limits: Limits) -> dict[str, Any]:
+def measure(
+    size: Size, device: str, quantization: str, limits: Limits, loss: Loss
+) -> dict[str, Any]:
     print(f"making a model: {size}")
-    model = make_model(size, quantization)
+    model = make_model(size, quantization, loss)
     weights = read_weights(model)
     assert weights is not None
     ways: dict[str, Callable[[], Callable[[SparseBatch], Any]]] = {
@@ -135,6 +138,7 @@ def measure(size: Size, device: str, quantization: str, limits: Limits) -> dict[
     return {
         "features": size.features, "hidden": size.hidden, "buckets": size.buckets,
         "repetitions": size.repetitions, "width": size.width, "quantization": quantization,
+        "loss": loss,
         "rows": rows, "left_out": left_out,
     }  # fmt: skip
 

@@ -78,7 +78,7 @@ class StackedRunner:
     def __init__(
         self,
         repetitions: Sequence[int],
-        layout: tuple[str, int, int, int],
+        layout: tuple[str, int, int, int, str],
         settings: CudaSettings,
         provider: Literal["cpu", "cuda"] = "cuda",
     ) -> None:
@@ -90,7 +90,7 @@ class StackedRunner:
         self.repetitions = tuple(sorted(repetitions))
         self.provider: Literal["cpu", "cuda"] = provider
         self.num_buckets = layout[3]
-        self._quantization, features, hidden, _ = layout
+        self._quantization, features, hidden, _, self._loss = layout
         self._settings = settings
         self.stacks = stack_sizes(len(self.repetitions), features, hidden)
         self._per_entry = self.stacks[0] * hidden  # elements for each entry of a padded batch
@@ -131,7 +131,10 @@ class StackedRunner:
                 runner = cls(repetitions, model.layout, settings, provider)
             models.append(model)
             if model.layout != models[0].layout:
-                raise BundleError(f"{repetition_file(repetition)} is of another size than others")
+                raise BundleError(
+                    f"{repetition_file(repetition)} is of another size, quantization or loss than "
+                    "the repetitions before it"
+                )
             if len(models) == runner.stacks[added]:
                 runner.add(models)
                 models, added = [], added + 1
@@ -163,7 +166,7 @@ class StackedRunner:
                 f"{size // _MIB + 1:,} MiB, and {self._settings.memory_mib:,} are allowed"
             )
         return DeviceProgram(
-            build_program(weights, self._quantization),
+            build_program(weights, self._quantization, self._loss),
             max_repetitions=self.stacks[0],
             max_rows=self.plan.max_rows,
             num_buckets=self.num_buckets,

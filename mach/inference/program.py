@@ -12,14 +12,16 @@ device: no ONNX file of 2 GiB limits them, and one session serves any number of 
     hidden  = Relu((values × Gather(scales, at)) · rows + hidden_bias)
     scale   = max(hidden)                                (S, n, 1)
     scores  = float(half(hidden / scale) · output)       (S, n, B)
-    log_probabilities = LogSoftmax(scores × scale + output_bias)
+    logits  = scores × scale + output_bias
+    log_probabilities = LogSoftmax(logits), or LogSoftmax(LogSigmoid(logits)) if one-vs-all
 
 for S repetitions and n rows of width w, and then the answer in 8 bits just as ``mach/wire.py``
 writes it, so that a quarter of the bytes leave the device. ``output`` is half precision, with the
 scales of 8-bit weights multiplied in. 8-bit models round hidden units to 7 bits exactly as on a
-CPU, so that both devices give the same answers; dividing by the largest unit keeps any query
-within the range of half precision. With ``fp32`` the output layer is single precision: twice the
-bytes, no tensor cores, and a CPU's answers but for the order of sums.
+CPU, so that both devices give the same answers; dividing by the largest unit keeps any query within
+the range of half precision. 4-bit embeddings are unpacked to 8 bits when they are loaded. With
+``fp32`` the output layer is single precision: twice the bytes, no tensor cores, and a CPU's answers
+but for the order of sums.
 
 Every product of matrices has as many on the left as on the right, which the CUDA provider
 multiplies in one call that a CUDA graph can hold; there is no operator that runs on the CPU.
@@ -82,8 +84,17 @@ def _hidden(graph: _Graph, inputs: Mapping[str, NDArray[Any]]) -> str:
     return graph.add("Relu", [graph.add("Add", [summed, "hidden_bias"], "biased")], "hidden")
 
 
+def _log_sigmoid(graph: _Graph, logits: str) -> str:
+    """``min(z, 0) - log(1 + exp(-|z|))``, as the exported model has it: never overflows."""
+    negative = graph.add("Neg", [graph.add("Abs", [logits], "size")], "negative_size")
+    ratio = graph.add("Exp", [negative], "ratio")
+    ratio = graph.add("Add", [ratio, graph.number("unit", 1)], "ratio_1")
+    least = graph.add("Min", [logits, graph.number("zero", 0)], "at_most_0")
+    return graph.add("Sub", [least, graph.add("Log", [ratio], "log_ratio")], "log_sigmoid")
+
+
 def _answer(
-    graph: _Graph, hidden: str, inputs: Mapping[str, NDArray[Any]], quantization: str
+    graph: _Graph, hidden: str, inputs: Mapping[str, NDArray[Any]], quantization: str, loss: str
 ) -> str:
     largest = graph.add("ReduceMax", [hidden], "largest", axes=[-1], keepdims=1)
     scale = graph.add("Max", [largest, graph.number("tiny", 1e-30)], "positive")
@@ -103,6 +114,8 @@ def _answer(
         scores = graph.add("Cast", [scores], "wide_scores", to=graph.types.FLOAT)
     scores = graph.add("Mul", [scores, scale], "scaled_scores")
     logits = graph.add("Add", [scores, "output_bias"], "logits")
+    if loss == "one-vs-all":
+        logits = _log_sigmoid(graph, logits)
     return graph.add("LogSoftmax", [logits], "log_probabilities", axis=-1)
 
 
@@ -121,19 +134,22 @@ def _encode(graph: _Graph, answer: str) -> None:
     graph.add("Cast", [codes], "codes", to=graph.types.UINT8)
 
 
-def build_program(inputs: Mapping[str, NDArray[Any]], quantization: str) -> bytes:
+def build_program(
+    inputs: Mapping[str, NDArray[Any]], quantization: str, loss: str = "softmax"
+) -> bytes:
     """The graph, as bytes of an ONNX model without weights.
 
     Args:
         inputs: of any stack (:func:`mach.inference.stacking.stack`); their types and sizes are
             the graph's.
-        quantization: of the models.
+        quantization: of the models, unpacked (:class:`RepetitionWeights`).
+        loss: of the models.
 
     Raises:
         ConfigError: if the package ``onnx`` is missing.
     """
     graph = _Graph()
-    _encode(graph, _answer(graph, _hidden(graph, inputs), inputs, quantization))
+    _encode(graph, _answer(graph, _hidden(graph, inputs), inputs, quantization, loss))
     helper, types, buckets = graph.onnx.helper, graph.types, inputs["output"].shape[2]
     value = helper.make_tensor_value_info
     weights = [

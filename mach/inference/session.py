@@ -15,7 +15,15 @@ from mach.errors import BundleError, ConfigError
 from mach.features import SparseBatch
 from mach.inference.libraries import preload, why_cuda_fails
 
-__all__ = ["PROVIDERS", "Provider", "RepetitionSession", "open_session", "resolve_provider"]
+__all__ = [
+    "LOSSES",
+    "PROVIDERS",
+    "Provider",
+    "RepetitionSession",
+    "check_loss",
+    "open_session",
+    "resolve_provider",
+]
 
 _FLOAT = np.float32
 
@@ -26,6 +34,21 @@ _EXTERNAL_DATA = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)locat
 PROVIDERS: dict[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 Provider = Literal["auto", "cpu", "cuda"]
+
+#: What a model may have been trained by (``mach.loss``).
+LOSSES = ("softmax", "one-vs-all")
+
+
+def check_loss(name: str, properties: Mapping[str, str]) -> str:
+    """``mach.loss`` of a model's metadata; ``softmax`` for models from before there were two.
+
+    Raises:
+        BundleError: if it is unknown.
+    """
+    loss = properties.get("mach.loss", "softmax")
+    if loss not in LOSSES:
+        raise BundleError(f"{name} says mach.loss={loss}, expected one of {', '.join(LOSSES)}")
+    return loss
 
 
 def resolve_provider(provider: Provider) -> Literal["cpu", "cuda"]:
@@ -162,6 +185,7 @@ class RepetitionSession:
         for key, value in expected.items():
             if properties.get(key) != str(value):
                 raise BundleError(f"{name} says {key}={properties.get(key)}, expected {value}")
+        check_loss(name, properties)
 
     def run(self, batch: SparseBatch) -> NDArray[np.float32]:
         """Bucket log-probabilities of a batch: float32 of shape (n, B). Safe to call from threads.

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.errors import BundleError, ConfigError
+from mach.inference.session import check_loss
 
 __all__ = [
     "Precision",
@@ -18,6 +19,7 @@ __all__ = [
     "read_weights",
     "stack",
     "stack_sizes",
+    "unpack_rows",
 ]
 
 Precision = Literal["fp16", "fp32"]
@@ -30,28 +32,44 @@ _NAMES = {
     "int8": {"embedding", "embedding_scales", "hidden_bias", "output", "output_scales",
              "output_bias"},
 }  # fmt: skip
+_NAMES["int4"] = _NAMES["int8"]
 
 
 @dataclass(frozen=True, eq=False)
 class RepetitionWeights:
-    """The weights of one exported model, as stored.
+    """The weights of one exported model, as stored, but for 4-bit embeddings: see ``unpack_rows``.
 
     Attributes:
-        quantization: ``none``, ``fp16`` or ``int8``.
+        quantization: ``none``, ``fp16`` or ``int8``; a model of ``int4`` is ``int8`` once unpacked.
         arrays: by the names of the exported graph; ``embedding`` (F, H), ``output`` (H, B).
+        loss: ``softmax`` or ``one-vs-all``, which tells how logits become probabilities.
     """
 
     quantization: str
     arrays: Mapping[str, NDArray[Any]]
+    loss: str = "softmax"
 
     @property
-    def layout(self) -> tuple[str, int, int, int]:
-        """Quantization, F, H and B: what repetitions must share to be stacked."""
+    def layout(self) -> tuple[str, int, int, int, str]:
+        """Quantization, F, H, B and the loss: what repetitions must share to be stacked."""
         (features, hidden), buckets = (
             self.arrays["embedding"].shape,
             len(self.arrays["output_bias"]),
         )
-        return self.quantization, features, hidden, buckets
+        return self.quantization, features, hidden, buckets, self.loss
+
+
+def unpack_rows(packed: NDArray[np.uint8]) -> NDArray[np.int8]:
+    """4-bit codes within ±7, int8 of shape (F, H), from bytes of shape (F, H/2).
+
+    Byte j of a row holds ``code[j] + 8`` in its lower and ``code[j + H/2] + 8`` in its upper half.
+    """
+    rows, half = packed.shape
+    codes = np.empty((rows, 2 * half), np.int8)
+    codes[:, :half] = packed & np.uint8(15)
+    codes[:, half:] = packed >> np.uint8(4)
+    codes -= np.int8(8)
+    return codes
 
 
 def import_onnx() -> Any:
@@ -74,7 +92,7 @@ def read_weights(model: bytes) -> RepetitionWeights | None:
 
     Raises:
         ConfigError: if the package ``onnx`` is missing.
-        BundleError: if the bytes are no ONNX model.
+        BundleError: if the bytes are no ONNX model, or its quantization or loss is unknown.
     """
     onnx = import_onnx()
     try:
@@ -83,15 +101,25 @@ def read_weights(model: bytes) -> RepetitionWeights | None:
         raise BundleError(f"not an ONNX model: {error}") from error
     properties = {entry.key: entry.value for entry in proto.metadata_props}
     quantization = properties.get("mach.quantization", "")
+    if quantization and quantization not in _NAMES:
+        raise BundleError(
+            f"a model says mach.quantization={quantization}, expected one of {', '.join(_NAMES)}"
+        )
+    loss = check_loss("a model", properties)
     wanted = _NAMES.get(quantization)
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
     if wanted is None or not wanted <= tensors.keys():
         return None
     arrays = {name: onnx.numpy_helper.to_array(tensors[name]) for name in wanted}
+    if quantization == "int4":
+        packed = arrays["embedding"]
+        if packed.ndim != 2 or packed.dtype != np.uint8:
+            return None
+        quantization, arrays["embedding"] = "int8", unpack_rows(packed)
     embedding, output = arrays["embedding"], arrays["output"]
     if embedding.ndim != 2 or output.shape != (embedding.shape[1], len(arrays["output_bias"])):
         return None
-    return RepetitionWeights(quantization, arrays)
+    return RepetitionWeights(quantization, arrays, loss)
 
 
 def stack_sizes(repetitions: int, num_features: int, hidden: int) -> list[int]:
@@ -119,7 +147,7 @@ def stack(models: Sequence[RepetitionWeights], precision: Precision) -> dict[str
     Raises:
         ConfigError: if an output could exceed the range of half precision.
     """
-    quantization, features, hidden, buckets = models[0].layout
+    quantization, features, hidden, buckets, _ = models[0].layout
     count = len(models)
     embedding = np.empty((count * features, hidden), models[0].arrays["embedding"].dtype)
     scales = np.ones(count * features, np.float32)

@@ -27,7 +27,8 @@ def run(monkeypatch, module, tmp_path, *arguments):
 
 
 def test_serving(monkeypatch, tmp_path):
-    found = run(monkeypatch, serve, tmp_path, "--quantization", "int8")
+    found = run(monkeypatch, serve, tmp_path)
+    assert (found["quantization"], found["loss"]) == ("int4", "one-vs-all")
     ways_run = {(row["way"], row["batch"]) for row in found["rows"]}
     assert len(ways_run) == len(found["rows"]) == 8
     assert set(found["left_out"]) == {"PyTorch compiled", "PyTorch compiled, CUDA graphs"}
@@ -44,8 +45,9 @@ def test_merging(monkeypatch, tmp_path):
     assert "| flat | 5 | 32 | device |" in report.merge(found)
 
 
-def test_agreement(monkeypatch, tmp_path):
-    bundle = exported_bundle(tmp_path / "bundle", "int8")
+@pytest.mark.parametrize("kind", [("int8", "softmax"), ("int4", "one-vs-all")], ids="-".join)
+def test_agreement(monkeypatch, tmp_path, kind):
+    bundle = exported_bundle(tmp_path / "bundle", *kind)
     queries = tmp_path / "queries.csv"
     titles = bundle.catalog.table["title"].to_pylist()
     queries.write_text("query,product_id\n" + "".join(f"{t},P00001\n" for t in titles))
@@ -76,10 +78,11 @@ def test_the_floors_are_the_arithmetic():
     assert many["copy_floor_ms"] == pytest.approx(64 * 20_000 * 32 / 1e9)
 
 
-@pytest.mark.parametrize("quantization", ["none", "fp16", "int8"])
-def test_the_yardstick_computes_the_same(quantization):
+@pytest.mark.parametrize("quantization", ["none", "fp16", "int8", "int4"])
+@pytest.mark.parametrize("loss", ["softmax", "one-vs-all"])
+def test_the_yardstick_computes_the_same(quantization, loss):
     size = ways.SMOKE
-    model = ways.make_model(size, quantization)
+    model = ways.make_model(size, quantization, loss)
     batch = ways.make_batch(size, 4)
     expected = ways.plain(size, model, "cpu")(batch)[0]
     codes, low, step = eager(read_weights(model), size.repetitions, "cpu")(batch)

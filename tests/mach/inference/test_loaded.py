@@ -104,6 +104,7 @@ GOOD = {"mach.repetition": 0, "mach.num_buckets": 16, "mach.num_features": 510}
         ({**GOOD, "mach.num_buckets": 8}, ("indices", "values"), "mach.num_buckets=8"),
         ({**GOOD, "mach.num_features": 9}, ("indices", "values"), "mach.num_features=9"),
         ({}, ("indices", "values"), "mach.repetition=None"),
+        ({**GOOD, "mach.loss": "hinge"}, ("indices", "values"), "mach.loss=hinge, expected one of"),
         (GOOD, ("features", "values"), "has inputs"),
     ],
 )

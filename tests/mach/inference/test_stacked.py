@@ -17,20 +17,24 @@ from mach.inference import CudaSettings, LoadedBundle, cuda
 from mach.inference.cuda import StackedRunner
 from mach.inference.libraries import Readback
 from mach.inference.program import build_program
-from mach.inference.stacking import RepetitionWeights, read_weights, stack, stack_sizes
+from mach.inference.stacking import RepetitionWeights, read_weights, stack, stack_sizes, unpack_rows
 from mach.v1 import shard_pb2
 from mach.wire import encode_rows
 from tests.bundles import make_bundle
 from tests.mach.inference.exported import exported_bundle, random_weights
-from trainer.export import build_model
+from trainer.export import build_model, pack_rows
 
-QUANTIZATIONS = ["none", "fp16", "int8"]
+KINDS = [
+    (quantization, loss)
+    for quantization in ("none", "fp16", "int8", "int4")
+    for loss in ("softmax", "one-vs-all")
+]
 SETTINGS = CudaSettings(max_rows=4, widths=(4, 16))
 
 
-@pytest.fixture(scope="module", params=QUANTIZATIONS)
+@pytest.fixture(scope="module", params=KINDS, ids="-".join)
 def bundle(request, tmp_path_factory):
-    return exported_bundle(tmp_path_factory.mktemp("exported") / "bundle", request.param)
+    return exported_bundle(tmp_path_factory.mktemp("exported") / "bundle", *request.param)
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +181,39 @@ def test_models_of_another_kind_are_left_as_they_are(tmp_path):
     assert StackedRunner.load(bundle, [0], SETTINGS, "cpu") is None
 
 
+@given(rows=st.integers(1, 5), half=st.integers(1, 9), seed=st.integers(0, 99))
+def test_four_bits_are_unpacked_as_they_were_packed(rows, half, seed):
+    codes = np.random.default_rng(seed).integers(-7, 8, (rows, 2 * half)).astype(np.int8)
+    unpacked = unpack_rows(pack_rows(codes))
+    assert unpacked.dtype == np.int8
+    np.testing.assert_array_equal(unpacked, codes)
+
+
+def test_repetitions_of_two_losses_are_no_stack(tmp_path):
+    bundle = exported_bundle(tmp_path / "bundle", "int4", "one-vs-all", "softmax")
+    with pytest.raises(BundleError, match=r"is of another size, quantization or loss"):
+        StackedRunner.load(bundle, [0, 1], SETTINGS, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("quantization", "loss", "message"),
+    [
+        ("int2", "softmax", "mach.quantization=int2, expected one of none, fp16, int8, int4"),
+        ("int8", "hinge", "mach.loss=hinge, expected one of softmax, one-vs-all"),
+    ],
+)
+def test_what_is_unknown_is_refused(quantization, loss, message):
+    weights = random_weights(30, 8, 10, 0)
+    bundle_hash = SimpleNamespace(num_classes=9, prime=11, multipliers=[1], offsets=[0])
+    model = build_model(weights, bundle_hash, 0, "int8")
+    for entry in model.metadata_props:
+        entry.value = {"mach.quantization": quantization, "mach.loss": loss}.get(
+            entry.key, entry.value
+        )
+    with pytest.raises(BundleError, match=message):
+        read_weights(model.SerializeToString())
+
+
 def test_a_device_that_answers_otherwise_is_refused(bundle, monkeypatch):
     run = StackedRunner.run
     monkeypatch.setattr(StackedRunner, "run", lambda self, batch: np.roll(run(self, batch), 1, 2))
@@ -185,7 +222,7 @@ def test_a_device_that_answers_otherwise_is_refused(bundle, monkeypatch):
 
 
 def test_memory_and_shapes_that_do_not_suffice(bundle):
-    many = ("none", 1000, 2000, 300)
+    many = ("none", 1000, 2000, 300, "softmax")
     weights = [
         RepetitionWeights(
             "none",
