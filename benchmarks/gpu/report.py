@@ -60,7 +60,37 @@ def merge(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", _where(result)])
 
 
-RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {"serve": serve, "merge": merge}
+def train(result: dict[str, Any]) -> str:
+    measured, projected = result["measured"], result["projected"]
+    lines = [
+        "| what | repetitions at once | batch | s per million queries and repetition | GiB |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in {"the group": measured, **result["variants"]}.items():
+        if "error" in row:
+            lines.append(f"| {name} | {row['error']} | | | |")
+            continue
+        seconds = row["seconds_per_million_queries_per_repetition"]
+        memory = "" if row["memory_gib"] is None else f"{row['memory_gib']:.1f}"
+        lines.append(
+            f"| {name} | {row['group']} | {row['batch_size']} | {seconds:.3g} | {memory} |"
+        )
+    projection = (
+        f"At the group's rate an epoch of all repetitions takes "
+        f"{projected['hours_per_epoch_of_all_repetitions']:.2g} hours and {projected['epochs']} "
+        f"epochs {projected['hours_of_all_epochs']:.2g} (projected). That is "
+        f"{100 * projected['share_of_matrix_rate']:.0f} % of the card's bf16 matrix rate, "
+        f"{result['limits']['bf16_flops'] / 1e12:.0f} TFLOP/s; it waited for data "
+        f"{100 * projected['waiting_share']:.1f} % of the time."
+    )
+    return "\n".join([*lines, "", projection, "", _where(result)])
+
+
+RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "serve": serve,
+    "merge": merge,
+    "train": train,
+}
 
 
 def render(name: str, results: Path = RESULTS) -> str:

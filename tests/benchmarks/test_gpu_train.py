@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.gpu import arithmetic, train
+from benchmarks.gpu import arithmetic, report, train
 from benchmarks.gpu.device import Limits
 from benchmarks.gpu.queries import LONGEST, SHORTEST, generated_queries
 
@@ -15,8 +15,8 @@ def test_smoke(tmp_path, monkeypatch):
     out = tmp_path / "gpu-train.json"
     monkeypatch.setattr("sys.argv", ["train", "--smoke", "--device", "cpu", "--out", str(out)])
     train.main()
-    report = json.loads(out.read_text())
-    measured, projected = report["measured"], report["projected"]
+    found = json.loads(out.read_text())
+    measured, projected = found["measured"], found["projected"]
     assert measured["group"] == 4
     assert measured["loss"][0] == pytest.approx(np.log(64), rel=0.1)
     assert 0 <= measured["waiting_share"] < 1
@@ -24,8 +24,14 @@ def test_smoke(tmp_path, monkeypatch):
     seconds = measured["seconds"] / (measured["steps"] * 32 * 4) * 1e6
     assert projected["seconds_per_million_queries_per_repetition"] == pytest.approx(seconds)
     assert projected["hours_of_all_epochs"] == pytest.approx(10 * seconds * 10_000 / 1e6 * 4 / 3600)
-    assert not [name for name, value in report["variants"].items() if "error" in value]
-    assert report["device"]["device"] == "cpu"
+    assert not [name for name, value in found["variants"].items() if "error" in value]
+    assert found["device"]["device"] == "cpu"
+    found["variants"]["small, autograd"] = {"error": "out of memory"}
+    text = report.train(found)
+    shown = projected["seconds_per_million_queries_per_repetition"]
+    assert f"| the group | 4 | 32 | {shown:.3g} |  |" in text
+    assert "| one repetition, one-vs-all | 1 | 32 |" in text
+    assert "| small, autograd | out of memory | | | |" in text
 
 
 def test_arithmetic_at_the_papers_scale():
