@@ -22,8 +22,8 @@ __all__ = ["make_command"]
 
 _PREFIX = "MACH_TRAIN_"
 _FEATURES = (
-    "word_ngrams", "char_ngrams_min", "char_ngrams_max", "affix_lengths", "hash_bits",
-    "min_count", "max_features", "min_subword_count", "max_subwords",
+    "word_ngrams", "char_ngrams_min", "char_ngrams_max", "affix_lengths", "transliterate",
+    "hash_bits", "min_count", "max_features", "min_subword_count", "max_subwords",
 )  # fmt: skip
 _DATA = (
     "catalog_titles", "title_weight", "weight_power", "validation_fraction", "validation_max",

@@ -17,8 +17,8 @@ __all__ = ["TrainSettings", "default_batch", "default_buckets"]
 
 #: Fields that decide what the prepared data are.
 _DATA_FIELDS = (
-    "word_ngrams", "char_ngrams_min", "char_ngrams_max", "affix_lengths", "hash_bits",
-    "min_count", "max_features", "min_subword_count", "max_subwords",
+    "word_ngrams", "char_ngrams_min", "char_ngrams_max", "affix_lengths",
+    "transliterate", "hash_bits", "min_count", "max_features", "min_subword_count", "max_subwords",
     "catalog_titles", "title_weight", "weight_power", "validation_fraction", "validation_max",
     "max_skipped", "max_unknown", "seed",
 )  # fmt: skip
@@ -74,6 +74,9 @@ class TrainSettings(BaseModel):
     """Longest character n-gram."""
     affix_lengths: tuple[int, ...] = ()
     """Beginnings and ends of longer words used as features, by their lengths; "" uses none."""
+    transliterate: bool = False
+    """Write letters of all scripts as ASCII first: é as e, Москва as moskva. Helps where names
+    are spelt in several ways; Chinese words that sound alike become one."""
     hash_bits: int = Field(25, ge=8, le=28)
     """log2 of the number of slots that n-grams are hashed into."""
     min_count: int = Field(3, ge=1)
@@ -161,6 +164,7 @@ class TrainSettings(BaseModel):
             char_ngrams_min=self.char_ngrams_min,
             char_ngrams_max=self.char_ngrams_max,
             affix_lengths=self.affix_lengths,
+            transliterate=self.transliterate,
             hash_bits=self.hash_bits,
         )
 

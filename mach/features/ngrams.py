@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 import xxhash
+from anyascii import anyascii
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = ["FeatureSettings", "slots_of"]
 
 _WORD = re.compile(r"\w+")
+_FOREIGN = re.compile(r"[^\x00-\x7f]")
 _hash = xxhash.xxh3_64_intdigest
 
 
@@ -27,6 +30,8 @@ class FeatureSettings(BaseModel):
     """Longest such character n-gram."""
     affix_lengths: tuple[int, ...] = ()
     """Beginnings and ends of these many characters of words longer than that."""
+    transliterate: bool = False
+    """Write letters of all scripts as ASCII first: ``é`` as ``e``, ``Москва`` as ``moskva``."""
     hash_bits: int = Field(24, ge=8, le=28)
     """log2 of the number of slots; words take the lower half, parts of words the upper."""
 
@@ -50,13 +55,33 @@ class FeatureSettings(BaseModel):
         return 1 << (self.hash_bits - 1)
 
 
+@lru_cache(1 << 16)
+def _as_ascii(character: str) -> str:
+    """A letter, mark or number as ASCII letters and digits; of anything else, a blank."""
+    if unicodedata.category(character)[0] not in "LMN":
+        return " "
+    # Signs such as the apostrophe of a soft sign would cut the word in two.
+    return "".join(filter(str.isalnum, anyascii(character)))
+
+
+def words_of(text: str, settings: FeatureSettings) -> list[str]:
+    """The words of ``text``.
+
+    NFKC and case folding come first, so ``Straße``, ``STRASSE`` and full-width
+    forms agree.
+    """
+    text = unicodedata.normalize("NFKC", text.casefold())
+    if settings.transliterate and not text.isascii():
+        text = _FOREIGN.sub(lambda found: _as_ascii(found.group()), text).lower()
+    return _WORD.findall(text)
+
+
 def slots_of(text: str, settings: FeatureSettings) -> list[int]:
     """Slots of the n-grams and parts of words of ``text``, repeats included.
 
-    NFKC and case folding come first, so ``Straße``, ``STRASSE`` and full-width
-    forms agree. Lone surrogates, which no UTF-8 file can hold, count as ``?``.
+    Lone surrogates, which no UTF-8 file can hold, count as ``?``.
     """
-    words = _WORD.findall(unicodedata.normalize("NFKC", text.casefold()))
+    words = words_of(text, settings)
     if not words:
         return []
     half = settings.first_subword

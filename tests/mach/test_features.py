@@ -15,6 +15,7 @@ from mach.features import FeatureSettings, Featurizer, SlotCounter, SparseBatch,
 WORDS = FeatureSettings()
 CHARS = FeatureSettings(word_ngrams=1, char_ngrams_min=3, char_ngrams_max=4)
 AFFIXES = FeatureSettings(affix_lengths=(3, 5))
+ASCII = FeatureSettings(transliterate=True, char_ngrams_min=2, char_ngrams_max=4)
 LOG = ["red cordless drill", "blue cordless drill", "red paint", "Bohrhammer 18 V", "red drill"]
 
 
@@ -51,9 +52,31 @@ def test_forms_of_one_text_agree(one, other):
     assert slots_of(one, WORDS) == slots_of(other, WORDS)
 
 
+@pytest.mark.parametrize(
+    ("foreign", "latin"),
+    [
+        ("München", "Munchen"),
+        ("Усть-Кут", "ust kut"),  # the soft sign does not cut the word
+        ("Мельник", "Melnik"),
+        ("Ελλάδα", "Ellada"),
+        ("दिल्ली", "dilli"),  # nor do vowel signs
+        ("東京", "dongjing"),
+        ("İzmir – Œuvre", "izmir oeuvre"),
+    ],
+)
+def test_transliterated_names_agree_with_latin_ones(foreign, latin):
+    assert slots_of(foreign, ASCII) == slots_of(latin, ASCII) != []
+    assert slots_of(foreign, CHARS) != slots_of(latin, CHARS)
+
+
+def test_transliteration_leaves_ascii_text_as_it_is():
+    plain = FeatureSettings(char_ngrams_min=2, char_ngrams_max=4)
+    assert slots_of("Red drill_2, 18-V", ASCII) == slots_of("Red drill_2, 18-V", plain)
+
+
 @given(st.text(max_size=60))
 def test_any_text_gives_slots_in_range_and_never_fails(text):
-    for settings in (WORDS, CHARS, AFFIXES):
+    for settings in (WORDS, CHARS, AFFIXES, ASCII):
         assert all(0 <= slot < 2**settings.hash_bits for slot in slots_of(text, settings))
 
 
