@@ -161,7 +161,10 @@ def _unpacked_sum(graph: _Graph, values: str, rows: str) -> str:
     both = graph.add("MatMul", [as_row, wide], "both_sum")
     upper = graph.add("MatMul", [as_row, upper], "upper_sum")
     sixteenth = graph.constant("sixteenth", np.array(1 / 16, np.float32))
-    parts = [graph.add("Sub", [both, upper], "lower"), graph.add("Mul", [upper, sixteenth], "upper")]
+    parts = [
+        graph.add("Sub", [both, upper], "lower"),
+        graph.add("Mul", [upper, sixteenth], "upper"),
+    ]
     return graph.add("Squeeze", [graph.add("Concat", parts, "product", axis=2), axis], "summed")
 
 
