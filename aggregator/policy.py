@@ -35,9 +35,15 @@ class FanOutPolicy:
     max_rows: int = 64
     """Most queries sent in one message. Those that wait are sent together, so this bounds
     how long a shard computes before the next message's turn."""
-    max_in_flight: int = 2
+    max_in_flight: int = 1
     """Batches on their way at a time; queries that arrive meanwhile wait and form the next.
-    At one the shards idle while a batch is merged; many make the batches small."""
+    A batch is on its way until nearly all shards have answered, so at one the next is sent while
+    it is merged; more make the batches small, and every batch costs a message to each shard."""
+    gather_share: float = 0.125
+    """Queries that do not come alone are sent when none has come for this share of the time that
+    a batch takes. 0 sends what there is."""
+    gather_most_seconds: float = 0.005
+    """Longest such pause."""
     inline_merge_seconds: float = 0.0005
     """A merge expected to take less is done on the event loop, which saves the cost of a change
     of threads; a longer one goes to a worker thread."""

@@ -77,8 +77,11 @@ class AggregatorSettings(ServingSettings):
     figure measured."""
     max_coalesced: int = Field(64, ge=1, le=65_536)
     """Most queries sent to the shards in one message; those that wait are sent together."""
-    max_in_flight: int = Field(2, ge=1, le=1024)
-    """Batches on their way to the shards at a time."""
+    max_in_flight: int = Field(1, ge=1, le=1024)
+    """Batches on their way to the shards at a time; more suit shards far away."""
+    gather_share: float = Field(0.125, ge=0, le=1)
+    """Queries that do not come alone are sent when none has come for this share of the time a
+    batch takes, 5 ms at most. 0 sends what there is."""
     max_queue: int = Field(1024, ge=1, le=10_000_000)
     """Queries that may wait; calls beyond it are refused with RESOURCE_EXHAUSTED."""
     max_queue_seconds: float = Field(0.25, gt=0, le=3600)
@@ -178,6 +181,7 @@ class AggregatorSettings(ServingSettings):
             encoding=self.encoding_number,
             max_rows=self.max_coalesced,
             max_in_flight=self.max_in_flight,
+            gather_share=self.gather_share,
             inline_merge_seconds=self.inline_merge_microseconds * 1e-6,
             max_queue=max(self.max_queue, self.max_batch_size),
             max_queue_seconds=self.max_queue_seconds,

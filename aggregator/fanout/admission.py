@@ -12,15 +12,19 @@ from mach.errors import DeadlineExceeded, Overloaded
 __all__ = ["Queue"]
 
 _SMOOTHING = 0.2
+_ANSWER_SMOOTHING = 0.05  # answers come by the dozen
+_DEVIATIONS = 2.0
 
 
 class Queue:
     """Jobs that wait to be sent, first in, first out.
 
     The wait is estimated from how long batches have taken of late: where all slots are taken,
-    those ahead must be served by as many slots as there are. A job that would wait beyond its
-    deadline, or longer than the policy allows, is refused at once: work that nobody waits for
-    any more is what makes an overload collapse.
+    those ahead must be served by as many slots as there are. From then on an answer takes as long
+    as answers took of late, merge and the event loop's other work included, and twice their mean
+    deviation to be safe, as TCP waits for acknowledgements (RFC 6298 takes four times). A job
+    that would be answered after its deadline, or wait longer than the policy allows, is refused
+    at once: work that nobody waits for any more is what makes an overload collapse.
 
     Attributes:
         rows: queries that wait.
@@ -32,6 +36,8 @@ class Queue:
         self._metrics = metrics
         self._jobs: deque[Job] = deque()
         self._batch_seconds = 0.0
+        self._answer_seconds = 0.0
+        self._deviation = 0.0
 
     def __bool__(self) -> bool:
         return bool(self._jobs)
@@ -39,6 +45,12 @@ class Queue:
     def served(self, seconds: float) -> None:
         """A batch left its slot, ``seconds`` after it took it."""
         self._batch_seconds += (seconds - self._batch_seconds) * _SMOOTHING
+
+    def answered(self, seconds: float) -> None:
+        """A caller got its answer, ``seconds`` after its batch was sent."""
+        off = seconds - self._answer_seconds
+        self._answer_seconds += off * _ANSWER_SMOOTHING
+        self._deviation += (abs(off) - self._deviation) * _ANSWER_SMOOTHING
 
     @property
     def wait(self) -> float:
@@ -62,7 +74,8 @@ class Queue:
         if busy:
             if wait > self._policy.max_queue_seconds:
                 raise self._refuse("wait", f"the expected wait is {wait * 1e3:.0f} ms", wait)
-            if job.queued_at + wait + self._batch_seconds > job.deadline:
+            answer = self._answer_seconds + _DEVIATIONS * self._deviation
+            if job.queued_at + wait + answer > job.deadline:
                 raise self._refuse(
                     "deadline",
                     f"the expected wait of {wait * 1e3:.0f} ms leaves too little "

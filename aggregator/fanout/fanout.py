@@ -13,6 +13,7 @@ from aggregator.fanout.admission import Queue
 from aggregator.fanout.batch import Batch, Job, JobAnswer
 from aggregator.fanout.dispatch import Dispatcher
 from aggregator.fanout.fleet import Fleet
+from aggregator.fanout.gathering import Gathering
 from aggregator.fanout.tracing import BatchTrace
 from aggregator.fanout.work import Merge, Merging
 from aggregator.metrics import AggregatorMetrics
@@ -60,6 +61,7 @@ class FanOut:
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._queue = Queue(policy, metrics)
+        self._gathering = Gathering(policy)
         self._dispatcher = Dispatcher(fleet, policy, metrics, self._advance)
         self._batches: set[Batch] = set()
         self._in_flight = 0
@@ -83,14 +85,18 @@ class FanOut:
         if self._closed:
             raise Unavailable("the aggregator is stopping")
         self._queue.push(job, busy=self._busy)
+        self._gathering.arrived(job.queued_at)
         if not self._scheduled and not self._busy:
             # Not at once: calls that the event loop has ready come along.
             self._schedule()
         try:
-            return await job.future
+            answer = await job.future
         except asyncio.CancelledError:
             self._abandon(job)
             raise
+        if job.batch is not None:
+            self._queue.answered(self._loop.time() - job.batch.sent_at)
+        return answer
 
     def close(self) -> None:
         """Answer everything with an error."""
@@ -121,6 +127,12 @@ class FanOut:
         self._loop.call_soon(self._flush, context=self._context)
 
     def _flush(self) -> None:
+        if self._queue and not self._busy:
+            others = bool(self._batches) or self._merging > 0
+            due = self._gathering.due(self._queue.rows, others=others)
+            if due > self._loop.time():
+                self._loop.call_at(due, self._flush, context=self._context)
+                return
         self._scheduled = False
         while self._queue and not self._busy:
             jobs = self._queue.take(self.max_rows, self._loop.time())
@@ -151,6 +163,7 @@ class FanOut:
         payload = Payload(features, served.version, self._policy.encoding)
         batch = Batch(jobs, payload, now - started, now, trace)
         self._batches.add(batch)
+        self._gathering.sent(len(batch))
         self._in_flight += 1
         self._metrics.batch_size.observe(len(batch))
         for job in jobs:
@@ -280,6 +293,7 @@ class FanOut:
         batch.holds_slot = False
         self._in_flight -= 1
         self._queue.served(now - batch.sent_at)
+        self._gathering.served(now - batch.sent_at)
         if self._queue and not self._scheduled:
             self._schedule()
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from benchmarks.fleet import cpu, faults, overload, peers, plain, switch
-from benchmarks.fleet.options import add_options, say, setup_from
+from benchmarks.fleet.options import add_options, run_as_servers_do, say, setup_from
 from benchmarks.fleet.report import measure
 from mach.errors import MachError
 
@@ -26,6 +26,7 @@ def _names(text: str | None) -> set[str]:
 
 def main() -> int:
     """0 if every goal is met, 1 if one is not or a benchmark failed, 2 for a wrong argument."""
+    run_as_servers_do()
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.fleet", description="Measure serving; about a quarter hour."
     )

@@ -15,9 +15,10 @@ import numpy as np
 
 from mach.bundle import Bundle
 from mach.errors import InvalidInput
+from mach.fleet.process import server_environment
 from trainer.interactions import read_queries
 
-__all__ = ["Setup", "add_options", "say", "setup_from"]
+__all__ = ["Setup", "add_options", "run_as_servers_do", "say", "setup_from"]
 
 ROOT = Path(__file__).resolve().parents[2]
 _MOST_QUERIES = 20_000
@@ -88,6 +89,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--page", type=Path, default=ROOT / "docs/serving-benchmarks.md",
                         help="documentation whose tables are brought up to date")  # fmt: skip
     parser.add_argument("--environments", type=Path, default=ROOT / ".venvs")
+
+
+def run_as_servers_do() -> None:
+    """Start this process over with the environment of the servers, if it has another.
+
+    What is measured in this process is compared with them.
+    """
+    environment = server_environment()
+    if environment != dict(os.environ):
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
 def setup_from(options: argparse.Namespace) -> Setup:

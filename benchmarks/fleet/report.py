@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import describe_machine, describe_run
-from benchmarks.fleet.options import Setup, add_options, load_average, say, setup_from
+from benchmarks.fleet.options import (
+    Setup,
+    add_options,
+    load_average,
+    run_as_servers_do,
+    say,
+    setup_from,
+)
 from mach.errors import MachError
 from mach.files import write_atomically
 
@@ -153,6 +160,7 @@ def update_page(page: Path, name: str, text: str) -> bool:
 
 def main(name: str, title: str, benchmark: Benchmark) -> None:
     """What each script does; exits with 0 if all goals are met, 1 if not, 2 for a mistake."""
+    run_as_servers_do()
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.fleet.{name}", description=title)
     add_options(parser)
     try:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mach.bundle import Bundle
 from mach.features import SparseBatch
-from mach.inference import RepetitionSession
+from mach.inference import RepetitionGroup
 from mach.merge import TopK, TopKResult
 
 __all__ = ["LocalPipeline"]
@@ -37,25 +37,24 @@ class LocalPipeline:
         self.bundle = bundle
         self.repetitions = np.array(repetitions, np.int64)
         self.rule = bundle.merge_rule
-        self._sessions = [RepetitionSession(bundle, r, threads=threads) for r in repetitions]
+        self._models = RepetitionGroup(bundle, list(repetitions), threads=threads)
         self._topk = TopK(bundle.buckets)
 
     def first(self, num_repetitions: int) -> LocalPipeline:
-        """A pipeline of the first repetitions of this one, sharing what is loaded."""
+        """A pipeline of the first repetitions of this one, on one thread.
+
+        Models are loaded again, for they are computed together; the rest is shared.
+        """
+        if num_repetitions == len(self.repetitions):
+            return self
         part = copy(self)
         part.repetitions = self.repetitions[:num_repetitions]
-        part._sessions = self._sessions[:num_repetitions]
+        part._models = RepetitionGroup(self.bundle, part.repetitions.tolist())
         return part
 
     def log_probabilities(self, batch: SparseBatch) -> NDArray[np.float32]:
         """Bucket log-probabilities, float32, shape (n, R, B)."""
-        padded = batch.padded()
-        rows = np.empty(
-            (len(batch), len(self._sessions), self.bundle.manifest.num_buckets), np.float32
-        )
-        for position, session in enumerate(self._sessions):
-            rows[:, position] = session.run_padded(*padded)
-        return rows
+        return self._models.run_padded(*batch.padded())
 
     def merge(
         self, log_probabilities: NDArray[np.float32], k: int, num_repetitions: int | None = None

@@ -42,6 +42,15 @@ class ServerState:
     restarts: int
 
 
+def server_environment() -> dict[str, str]:
+    """This process's environment, and glibc told to ask for huge pages unless it is told otherwise.
+
+    Every query reads megabytes of weights. With pages of 4 KiB that misses the translation buffer,
+    which costs a fifth of the time of inference on a virtual machine.
+    """
+    return {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **os.environ}
+
+
 class ServerProcess:
     """A server run as ``python -m MODULE``; it keeps its addresses when it is restarted.
 
@@ -101,7 +110,11 @@ class ServerProcess:
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
-            start_new_session=True,  # Ctrl-C reaches the supervisor, which stops all in order
+            env=server_environment(),
+            # Ctrl-C reaches the supervisor, which stops all in order. No session of its own: Linux
+            # would give every session an equal share of the CPUs, an aggregator that all others
+            # wait for no more than each of many shards.
+            process_group=0,
         )
 
     def restart(self) -> None:

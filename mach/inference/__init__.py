@@ -2,6 +2,7 @@
 
 from mach.inference.cuda import CudaSettings
 from mach.inference.grouping import RunCost, plan_groups
+from mach.inference.joined import RepetitionGroup
 from mach.inference.loaded import LoadedBundle
 from mach.inference.session import PROVIDERS, Provider, RepetitionSession, resolve_provider
 from mach.inference.stacking import Precision
@@ -12,6 +13,7 @@ __all__ = [
     "LoadedBundle",
     "Precision",
     "Provider",
+    "RepetitionGroup",
     "RepetitionSession",
     "RunCost",
     "plan_groups",

@@ -85,7 +85,7 @@ def _hidden(graph: _Graph, inputs: Mapping[str, NDArray[Any]]) -> str:
 
 
 def _log_sigmoid(graph: _Graph, logits: str) -> str:
-    """``min(z, 0) - log(1 + exp(-|z|))``, as the exported model has it: never overflows."""
+    """``min(z, 0) - log(1 + exp(-|z|))``: never overflows."""
     negative = graph.add("Neg", [graph.add("Abs", [logits], "size")], "negative_size")
     ratio = graph.add("Exp", [negative], "ratio")
     ratio = graph.add("Add", [ratio, graph.number("unit", 1)], "ratio_1")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, Literal, cast
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from mach.bundle import Bundle, repetition_file
+from mach.bundle import Bundle, Manifest, repetition_file
 from mach.errors import BundleError, ConfigError
 from mach.features import SparseBatch
 from mach.inference.libraries import preload, why_cuda_fails
@@ -21,6 +21,7 @@ __all__ = [
     "Provider",
     "RepetitionSession",
     "check_loss",
+    "check_model",
     "open_session",
     "resolve_provider",
 ]
@@ -137,6 +138,34 @@ def _without_bytes(session: Any) -> Any:
     return session
 
 
+def check_model(
+    name: str,
+    inputs: Set[str],
+    outputs: Set[str],
+    properties: Mapping[str, str],
+    manifest: Manifest,
+    repetition: int,
+) -> None:
+    """Refuse a model that is not a bundle's, by its inputs, outputs and metadata.
+
+    Raises:
+        BundleError: saying what is wrong with ``name``.
+    """
+    if inputs != {"indices", "values"}:
+        raise BundleError(f"{name} has inputs {sorted(inputs)}, not indices and values")
+    if "log_probabilities" not in outputs:
+        raise BundleError(f"{name} has no output log_probabilities")
+    expected = {
+        "mach.repetition": repetition,
+        "mach.num_buckets": manifest.num_buckets,
+        "mach.num_features": manifest.num_features,
+    }
+    for key, value in expected.items():
+        if properties.get(key) != str(value):
+            raise BundleError(f"{name} says {key}={properties.get(key)}, expected {value}")
+    check_loss(name, properties)
+
+
 class RepetitionSession:
     """A repetition's classifier, loaded and checked.
 
@@ -168,24 +197,14 @@ class RepetitionSession:
         name = repetition_file(repetition)
         model = bundle.read_model(repetition)
         self._session, self.provider = open_session(model, name, provider, threads)
-        self._check(name)
-
-    def _check(self, name: str) -> None:
-        inputs = {node.name: node.type for node in self._session.get_inputs()}
-        if set(inputs) != {"indices", "values"}:
-            raise BundleError(f"{name} has inputs {sorted(inputs)}, not indices and values")
-        if "log_probabilities" not in {node.name for node in self._session.get_outputs()}:
-            raise BundleError(f"{name} has no output log_probabilities")
-        properties = self._session.get_modelmeta().custom_metadata_map
-        expected = {
-            "mach.repetition": self.repetition,
-            "mach.num_buckets": self.num_buckets,
-            "mach.num_features": self.num_features,
-        }
-        for key, value in expected.items():
-            if properties.get(key) != str(value):
-                raise BundleError(f"{name} says {key}={properties.get(key)}, expected {value}")
-        check_loss(name, properties)
+        check_model(
+            name,
+            {node.name for node in self._session.get_inputs()},
+            {node.name for node in self._session.get_outputs()},
+            self._session.get_modelmeta().custom_metadata_map,
+            bundle.manifest,
+            repetition,
+        )
 
     def run(self, batch: SparseBatch) -> NDArray[np.float32]:
         """Bucket log-probabilities of a batch: float32 of shape (n, B). Safe to call from threads.

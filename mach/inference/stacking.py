@@ -59,16 +59,17 @@ class RepetitionWeights:
         return self.quantization, features, hidden, buckets, self.loss
 
 
-def unpack_rows(packed: NDArray[np.uint8]) -> NDArray[np.int8]:
-    """4-bit codes within ±7, int8 of shape (F, H), from bytes of shape (F, H/2).
+def unpack_rows(packed: NDArray[np.int8]) -> NDArray[np.int8]:
+    """4-bit codes within ±7, int8 of shape (F, H), from signed bytes of shape (F, H/2).
 
-    Byte j of a row holds ``code[j] + 8`` in its lower and ``code[j + H/2] + 8`` in its upper half.
+    Byte j of a row is ``code[j] + 16 * code[j + H/2]``.
     """
     rows, half = packed.shape
     codes = np.empty((rows, 2 * half), np.int8)
-    codes[:, :half] = packed & np.uint8(15)
-    codes[:, half:] = packed >> np.uint8(4)
-    codes -= np.int8(8)
+    upper = codes[:, half:]
+    # Rounded to the nearest: adding 8 makes the remainder 1 to 15.
+    np.right_shift(packed + np.int8(8), np.int8(4), out=upper)
+    np.subtract(packed, upper * np.int8(16), out=codes[:, :half])
     return codes
 
 
@@ -113,7 +114,7 @@ def read_weights(model: bytes) -> RepetitionWeights | None:
     arrays = {name: onnx.numpy_helper.to_array(tensors[name]) for name in wanted}
     if quantization == "int4":
         packed = arrays["embedding"]
-        if packed.ndim != 2 or packed.dtype != np.uint8:
+        if packed.ndim != 2 or packed.dtype != np.int8:
             return None
         quantization, arrays["embedding"] = "int8", unpack_rows(packed)
     embedding, output = arrays["embedding"], arrays["output"]

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TypeVar
 
 import grpc
+import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
@@ -247,7 +248,7 @@ def run(
     try:
         end_tracing = tracing.configure(component)
         try:
-            asyncio.run(main())
+            uvloop.run(main())
         finally:
             end_tracing()
     except UserError as error:

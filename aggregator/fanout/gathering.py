@@ -1,0 +1,59 @@
+"""How long queries wait for company before they are sent together."""
+
+from __future__ import annotations
+
+from aggregator.policy import FanOutPolicy
+
+__all__ = ["Gathering"]
+
+_SMOOTHING = 0.2
+
+
+class Gathering:
+    """A message costs a shard and the aggregator about as much for one query as for ten.
+
+    A query that comes alone is sent at once. Where queries come together, those that wait are
+    sent when none has come for a moment, a share of the time that a batch takes of late. On a busy
+    machine answers and new calls take turns: who sent the first call that came, and left the
+    others in the sockets, would pay for a message to every shard, again and again.
+
+    Times are loop times.
+    """
+
+    def __init__(self, policy: FanOutPolicy) -> None:
+        self._policy = policy
+        self._batch_seconds = 0.0
+        self._last_rows = 1
+        self._first = 0.0
+        self._latest = 0.0
+        self._waits = False
+
+    def arrived(self, now: float) -> None:
+        """A query began to wait."""
+        if not self._waits:
+            self._waits, self._first = True, now
+        self._latest = now
+
+    def sent(self, rows: int) -> None:
+        """Those that waited, or as many as fit, were sent."""
+        self._last_rows = rows
+        self._waits = False
+
+    def served(self, seconds: float) -> None:
+        """A batch was answered, ``seconds`` after it was sent."""
+        self._batch_seconds += (seconds - self._batch_seconds) * _SMOOTHING
+
+    def due(self, rows: int, *, others: bool) -> float:
+        """When ``rows`` queries that wait should be sent; in the past for at once.
+
+        Args:
+            rows: how many wait.
+            others: whether queries sent before are not answered yet.
+        """
+        alone = rows == 1 and self._last_rows == 1 and not others
+        if alone or rows >= self._policy.max_rows or not self._waits:
+            return 0.0
+        pause = min(
+            self._batch_seconds * self._policy.gather_share, self._policy.gather_most_seconds
+        )
+        return min(self._latest + pause, self._first + self._batch_seconds)
