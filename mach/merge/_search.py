@@ -13,6 +13,7 @@ from mach.merge._plan import AffinePlan, StoredPlan
 from mach.merge._query import HEAP_SIZE, MEMBERS, REACHED
 from mach.merge._ring import LIMIT, PROVEN, ring_search
 from mach.merge._scan import CHUNK, Scan, scan_products
+from mach.merge._tally import MOST_TALLIED_ROWS, tally_search
 from mach.merge._workspace import Workspace
 from mach.merge.products import ProductSet
 from mach.merge.result import TopKResult, WorkBudget
@@ -88,6 +89,7 @@ class Search:
         self.scores = scores
         self.tops = tops.copy()
         self.allowed = allowed
+        self.limited = budget is not None
         self.most = 2**62
         self.deadline = np.inf
         if budget is not None:
@@ -138,9 +140,15 @@ class Search:
             may_walk(self.to_scan, unit, *self.scores.shape)
             and self.room < _WALK_MOST * self.to_scan
         ):
-            proven = self.walk(_WALK_SHARE * unit * n * self.to_scan, workspace)
-            if proven or self.spent():
-                return self.result(self.bound, proven)
+            most_work = _WALK_SHARE * unit * n * self.to_scan
+            # What is proven part by part only says little of what a budget left out.
+            if not self.limited and n <= MOST_TALLIED_ROWS:
+                if self.tally(most_work, workspace):
+                    return self.result(self.heap_scores[0], True)
+            else:
+                proven = self.walk(most_work, workspace)
+                if proven or self.spent():
+                    return self.result(self.bound, proven)
         self.prepare_scan()
         return None
 
@@ -158,13 +166,35 @@ class Search:
         """Whether the budget is."""
         return self.candidates >= self.most or time.perf_counter() >= self.deadline
 
+    def tally(self, most_work: float, workspace: Workspace) -> bool:
+        """Tally the best buckets' members; whether the heap has the k best."""
+        query = workspace.query(
+            self.scores, self._bitmap_to_walk(), self.heap_scores, self.heap_classes
+        )
+        done = tally_search(
+            query,
+            self.plan.compiled,
+            self.index.num_classes,
+            workspace.schedule,
+            self.plan.sizes,
+            workspace.tally(self.room),
+            most_work,
+        )
+        self.candidates = int(query.state[MEMBERS])
+        self.size = int(query.state[HEAP_SIZE])
+        return bool(done)
+
+    def _bitmap_to_walk(self) -> NDArray[np.uint8]:
+        allowed = self.allowed
+        if allowed is not None and (allowed.listed is not None or allowed.bitmap is not None):
+            return allowed.as_bitmap()
+        return _NO_BITMAP
+
     def walk(self, most_work: float, workspace: Workspace) -> bool:
         """Walk down the best buckets; whether that proved the heap to be the k best."""
-        allowed = self.allowed
-        bitmap = _NO_BITMAP
-        if allowed is not None and (allowed.listed is not None or allowed.bitmap is not None):
-            bitmap = allowed.as_bitmap()
-        query = workspace.query(self.scores, bitmap, self.heap_scores, self.heap_classes)
+        query = workspace.query(
+            self.scores, self._bitmap_to_walk(), self.heap_scores, self.heap_classes
+        )
         new = True
         while True:
             limit = self.most
