@@ -25,6 +25,9 @@ _SCAN_CODES, _SCAN_STORED, _SCAN_LIST, _SCAN_AFFINE = 0.35, 0.6, 0.9, 0.9  # a r
 _WALK_BUCKET, _WALK_FIXED = 3.0, 100_000.0  # to prepare a repetition's bucket; a search
 
 _LISTED_SHARE = 1 / 8  # of a repetition's buckets that are sorted, and may be walked
+_FIRST_BUCKETS = 30.0  # of a repetition, tallied at first for one product wanted; more by its root
+_SORTED_SHARE = 1 / 3  # of a repetition's buckets that are sorted, and may be tallied
+_TALLY_MOST = 1 << 24  # products: of more, a bucket's members lie too far apart in memory
 _WALK_SHARE = 0.5  # of the cost of a scan that a walk may take before it is given up
 _WALK_MOST = 1 / 16  # of the products, looked for: past this, a scan
 _SLICE_MEMBERS, SCAN_SLICE = 200_000, 16 * CHUNK  # between two looks at the clock, or queries
@@ -135,6 +138,7 @@ class Search:
         if not self.k:
             return self.result(-np.inf, True)
         n = len(self.scores)
+        classes = self.index.num_classes
         unit = self.index.scan_unit(n, self.listed is not None)
         if (
             may_walk(self.to_scan, unit, *self.scores.shape)
@@ -142,9 +146,9 @@ class Search:
         ):
             most_work = _WALK_SHARE * unit * n * self.to_scan
             # What is proven part by part only says little of what a budget left out.
-            if not self.limited and n <= MOST_TALLIED_ROWS:
+            if not self.limited and n <= MOST_TALLIED_ROWS and classes <= _TALLY_MOST:
                 if self.tally(most_work, workspace):
-                    return self.result(self.heap_scores[0], True)
+                    return self.result(self.bound, True)
             else:
                 proven = self.walk(most_work, workspace)
                 if proven or self.spent():
@@ -178,10 +182,13 @@ class Search:
             workspace.schedule,
             self.plan.sizes,
             workspace.tally(self.room),
+            _FIRST_BUCKETS,
+            _SORTED_SHARE,
             most_work,
         )
         self.candidates = int(query.state[MEMBERS])
         self.size = int(query.state[HEAP_SIZE])
+        self.bound = float(workspace.schedule.bounds[query.state[REACHED]])
         return bool(done)
 
     def _bitmap_to_walk(self) -> NDArray[np.uint8]:

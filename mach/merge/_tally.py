@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from mach.merge._lists import Schedule, collect, plan_lists
 from mach.merge._plan import AffinePlan, StoredPlan
-from mach.merge._query import HEAP_SIZE, MEMBERS, Query
+from mach.merge._query import HEAP_SIZE, MEMBERS, REACHED, Query
 from mach.merge._runs import exact, open_runs, run_row
 from mach.merge._select import heap_push
 from mach.merge._types import Bool, Float, Int
@@ -30,12 +30,11 @@ __all__ = ["MOST_TALLIED_ROWS", "Tally", "tally_search"]
 
 MOST_TALLIED_ROWS = 128  # codes round up by one each, and have to sum to at most 255
 _BLOCK = 256  # tallies looked through together
-_FIRST_BUCKETS = 30.0  # of a repetition, tallied at first for one product wanted; more by its root
 _STANDING_OUT = 10  # products scored then for each wanted, to see what score is reached
 # Members tallied to prove it, over what floors just low enough take; more for a share of all.
-_PROVING, _PROVING_MORE, _PROVING_MOST = 1.5, 10.0, 3.0
+_PROVING, _PROVING_MORE, _PROVING_MOST = 1.4, 10.0, 3.0
 _TOO_DEEP, _DEEPER = 6.0, 3.0  # more members than that is not believed, but this many tried first
-_LISTED, _MOST_SHARE = 2.0, 1 / 3  # of a repetition's buckets that are sorted
+_LISTED = 2.0  # buckets sorted for each tallied at first
 _MEMBER_COST, _CLASS_COST, _RUN_COST = 1.0, 0.06, 5.0  # nanoseconds
 
 
@@ -61,6 +60,7 @@ def _set_floors(
     It is 0 where scores differ by too little to be told apart.
     """
     n = query.scores.shape[0]
+    query.state[REACHED] = step
     taken = np.zeros(n, np.int64)
     for q in range(n):
         query.floors[q] = query.keys[q, 0]
@@ -209,28 +209,32 @@ def _proving_step(schedule: Schedule, num_steps: Int, threshold: Float, most: Fl
 
 
 @njit(nogil=True, cache=True)
-def tally_search(
+def tally_search(  # noqa: PLR0911, PLR0912, PLR0915
     query: Query,
     plan: AffinePlan | StoredPlan,
     num_classes: Int,
     schedule: Schedule,
     sizes: NDArray[np.int64],
     tally: Tally,
+    first_buckets: Float,
+    most_share: Float,
     most_work: Float,
 ) -> Bool:
     """Fill the heap with the k best, if that takes no more than ``most_work`` nanoseconds.
 
-    Otherwise False, and the heap holds some good products.
+    Otherwise False, and the heap holds some good products. ``first_buckets`` of a repetition are
+    tallied at first for one product wanted, more by its root; and at most ``most_share`` of its
+    buckets are sorted.
     """
     n, buckets, k = query.scores.shape[0], query.scores.shape[1], query.heap_scores.shape[0]
     mean_size = num_classes / buckets
     query.state[:] = 0
     member_cost = _MEMBER_COST + _RUN_COST * (1.0 / mean_size + 1.0 / tally.tallies.shape[0])
     most_members = (most_work - _CLASS_COST * num_classes) / member_cost
-    cost = _FIRST_BUCKETS * np.sqrt(k) * n * mean_size  # of the tallies to be made next
+    cost = first_buckets * np.sqrt(k) * n * mean_size  # of the tallies to be made next
     share = _LISTED * cost / (n * num_classes)
     reached, least = -np.inf, np.int64(0)
-    if share > _MOST_SHARE or cost > most_members:
+    if share > most_share or cost > most_members:
         return False
     num_steps, step = np.int64(0), np.int64(-1)
     while True:
@@ -238,14 +242,14 @@ def tally_search(
             collect(query.scores, share, query.keys, query.values, query.counts, query.cutoffs)
             num_steps = plan_lists(query, schedule, sizes, mean_size, most_members)
         if reached == -np.inf:
-            step = 0
+            step = np.int64(0)
             while step < num_steps and schedule.costs[step] < cost:
                 step += 1
         else:
             threshold = reached - query.tolerances[0]
             step = _proving_step(schedule, num_steps, threshold, np.float64(n * num_classes))
-            if step < 0 and share < _MOST_SHARE:
-                share = _MOST_SHARE
+            if step < 0 and share < most_share:
+                share = most_share
                 continue
         if step <= 0 or not schedule.bounds[step] > -np.inf:
             return False
@@ -253,9 +257,10 @@ def tally_search(
         tries = reached == -np.inf
         if not tries and schedule.costs[step] > _TOO_DEEP * cost:
             tries = True
-            cost *= _DEEPER
-            while schedule.costs[step] > cost:
+            while schedule.costs[step] > _DEEPER * cost:
                 step -= 1
+            if schedule.costs[step] <= cost:
+                step += 1  # one step alone is more than that
         width = _set_floors(query, plan, schedule, step, tally)
         if width == 0.0:
             return False
@@ -274,6 +279,8 @@ def tally_search(
         if query.state[HEAP_SIZE] < k:
             return False
         reached = max(reached, query.heap_scores[0])
+        if reached == -np.inf:
+            return False
         # Products tallied at less than this score less than what is reached.
         over = (reached - query.tolerances[0] - schedule.bounds[step]) / width
         if over >= 0.0 and over + 1.0 >= least:

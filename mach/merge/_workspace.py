@@ -14,6 +14,7 @@ __all__ = ["Workspace"]
 
 _BATCH = 2048  # members tested together, or those of one bucket
 _TALLIED = 1 << 18  # products tallied together
+_FOUND = 16_384  # that stand out by their tallies, kept to be scored
 _STEPS = 128  # a row's most blocks: each is a quarter longer than all before it
 
 
@@ -55,7 +56,7 @@ class Workspace:
 
     def tally(self, room: int) -> Tally:
         """The arrays for tallying, where ``room`` products are wanted."""
-        most = max(4096, 16 * room)
+        most = max(_FOUND, 16 * room)
         if self._tally is None or len(self._tally.found_codes) < most:
             runs = self.keys.size
             self._tally = Tally(
