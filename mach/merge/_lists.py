@@ -7,17 +7,31 @@ falls for the products that have to be looked at.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from mach.merge._query import Query
 from mach.merge._select import kth_largest, sort_falling
 from mach.merge._types import Bool, Float, Int
 
-__all__ = ["collect", "schedule", "survey"]
+__all__ = ["Schedule", "collect", "plan_lists", "survey"]
 
-SAMPLE = 128
+SAMPLE = 256
+_FIRST_BLOCK = 256  # members of a row's first block, or one bucket's
 _INFINITY, _MINUS_INFINITY = 0x7F800000, -0x7F800001  # as ordered integers, see `survey`
+
+
+class Schedule(NamedTuple):
+    """The order in which the lists are walked, see :func:`plan_lists`."""
+
+    rows: NDArray[np.int32]
+    ends: NDArray[np.int32]
+    floors: NDArray[np.float64]
+    bounds: NDArray[np.float64]
+    costs: NDArray[np.float64]
 
 
 @njit(nogil=True, cache=True)
@@ -143,7 +157,7 @@ def collect(
 
 
 @njit(nogil=True, cache=True)
-def schedule(  # noqa: PLR0912, PLR0915
+def _plan_steps(  # noqa: PLR0912, PLR0915
     keys: NDArray[np.float32],
     values: NDArray[np.int32],
     counts: NDArray[np.int64],
@@ -226,3 +240,43 @@ def schedule(  # noqa: PLR0912, PLR0915
         costs[steps] = costs[steps - 1] + prices[best]
         pending = best
     return steps
+
+
+@njit(nogil=True, cache=True)
+def plan_lists(
+    query: Query,
+    schedule: Schedule,
+    sizes: NDArray[np.int64],
+    mean_size: Float,
+    most_members: Float,
+) -> Int:
+    """Fill the schedule for the query's lists, and its tolerances; the number of steps."""
+    n = query.scores.shape[0]
+    num_steps = _plan_steps(
+        query.keys,
+        query.values,
+        query.counts,
+        query.cutoffs,
+        sizes,
+        mean_size,
+        most_members,
+        max(1, np.int64(_FIRST_BLOCK / mean_size)),
+        schedule.rows,
+        schedule.ends,
+        schedule.floors,
+        schedule.bounds,
+        schedule.costs,
+    )
+    # A product scoring S has magnitudes of at most sum(|M_q|) + sum(M_q) - S to sum, see `_scan`;
+    # the walk asks about products scoring above the last bound, and subtracts the floors too.
+    magnitude = 0.0
+    lowest = schedule.bounds[0]
+    for q in range(n):
+        magnitude += abs(np.float64(query.tops[q]))
+    for s in range(num_steps + 1):
+        if schedule.bounds[s] > -np.inf:
+            lowest = schedule.bounds[s]
+    span = 4.0 * n * (magnitude + schedule.bounds[0] - lowest)
+    for precision, exponent in enumerate((-52.0, -23.0)):
+        query.tolerances[precision] = span * 2.0**exponent if span < np.inf else 0.0
+    return num_steps

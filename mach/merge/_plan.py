@@ -50,6 +50,12 @@ class AffinePlan(NamedTuple):
     residue_starts: NDArray[np.uint32]  # (n, B + 1): where in the next two a residue's members are
     residue_steps: NDArray[np.uint32]  # (n, m)
     residue_classes: NDArray[np.uint32]  # (n, m)
+    # The steps from class to class rising, twice in a row, p and 2 p added: from whichever step
+    # wraps around p the next m are a bucket's members, rising. Then the same without the last j,
+    # for buckets v whose v + (m - 1) * B is not below p.
+    run_classes: NDArray[np.uint32]  # (n, 4 m)
+    run_index: NDArray[np.uint32]  # (n, 2, p >> run_shift + 1): where steps that high begin
+    run_shift: int
 
 
 def plan_affine(hash: AffineHash, repetitions: NDArray[np.int64]) -> AffinePlan:
@@ -69,6 +75,10 @@ def plan_affine(hash: AffineHash, repetitions: NDArray[np.int64]) -> AffinePlan:
     residue_steps = np.empty((n, m if by_bits else 0), np.uint32)
     residue_classes = np.empty_like(residue_steps)
     j = np.arange(m, dtype=np.int64)
+    run_shift = max(0, p.bit_length() - m.bit_length())
+    heights = np.arange((p >> run_shift) + 1, dtype=np.int64) << run_shift
+    run_classes = np.empty((n, 4 * m), np.uint32)
+    run_index = np.empty((n, 2, len(heights)), np.uint32)
     for q in range(n):
         step = j * (b * alphas[q] % p) % p
         classes = j * (b * inverses[q] % p) % p
@@ -76,6 +86,10 @@ def plan_affine(hash: AffineHash, repetitions: NDArray[np.int64]) -> AffinePlan:
         steps[q] = step[order]
         step_residues[q] = steps[q] % b
         step_classes[q] = classes[order]
+        whole, short = np.sort(classes), np.sort(classes[:-1])
+        run_classes[q] = np.concatenate([whole, whole + p, [2 * p], short, short + p, [2 * p]])
+        for which, rising in enumerate((whole, short)):
+            run_index[q, which] = np.searchsorted(rising, heights)
         if by_bits:
             residue = step % b
             order = np.argsort(residue, kind="stable")
@@ -104,6 +118,9 @@ def plan_affine(hash: AffineHash, repetitions: NDArray[np.int64]) -> AffinePlan:
         residue_starts=starts,
         residue_steps=residue_steps,
         residue_classes=residue_classes,
+        run_classes=run_classes,
+        run_index=run_index,
+        run_shift=run_shift,
     )
 
 

@@ -21,14 +21,11 @@ way to the guess has been walked in vain, the walk starts again with lower floor
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from mach.merge._lists import collect
-from mach.merge._lists import schedule as plan_steps
+from mach.merge._lists import Schedule, collect, plan_lists
 from mach.merge._plan import AffinePlan, StoredPlan
 from mach.merge._query import (
     HEAP_SIZE,
@@ -43,22 +40,11 @@ from mach.merge._query import (
 from mach.merge._types import Bool, Float, Int
 from mach.merge._walk import walk
 
-__all__ = ["EXHAUSTED", "LIMIT", "PROVEN", "Schedule", "ring_search"]
+__all__ = ["EXHAUSTED", "LIMIT", "PROVEN", "ring_search"]
 
 PROVEN, EXHAUSTED, LIMIT = 0, 1, 2
 MEMBER_COST, STEP_COST = 0.8, 3.0  # about nanoseconds
-FIRST_BLOCK = 256  # members of a row's first block, or one bucket's
 GUESS_DEPTH = 3.0  # buckets of a repetition the walk may have to take for each product wanted
-
-
-class Schedule(NamedTuple):
-    """The order in which the lists are walked, see :func:`mach.merge._lists.schedule`."""
-
-    rows: NDArray[np.int32]
-    ends: NDArray[np.int32]
-    floors: NDArray[np.float64]
-    bounds: NDArray[np.float64]
-    costs: NDArray[np.float64]
 
 
 @njit(nogil=True, cache=True)
@@ -136,51 +122,6 @@ def _walk_step(
 
 
 @njit(nogil=True, cache=True)
-def _set_out(
-    query: Query,
-    schedule: Schedule,
-    sizes: NDArray[np.int64],
-    mean_size: Float,
-    listed_share: Float,
-    most_members: Float,
-) -> None:
-    """Fill the query's lists, the schedule and the tolerances; start with nothing done."""
-    n = query.scores.shape[0]
-    collect(query.scores, listed_share, query.keys, query.values, query.counts, query.cutoffs)
-    num_steps = plan_steps(
-        query.keys,
-        query.values,
-        query.counts,
-        query.cutoffs,
-        sizes,
-        mean_size,
-        most_members,
-        max(1, np.int64(FIRST_BLOCK / mean_size)),
-        schedule.rows,
-        schedule.ends,
-        schedule.floors,
-        schedule.bounds,
-        schedule.costs,
-    )
-    # A product scoring S has magnitudes of at most sum(|M_q|) + sum(M_q) - S to sum, see `_scan`;
-    # the walk asks about products scoring above the last bound, and subtracts the floors too.
-    magnitude = 0.0
-    lowest = schedule.bounds[0]
-    for q in range(n):
-        magnitude += abs(np.float64(query.tops[q]))
-    for s in range(num_steps + 1):
-        if schedule.bounds[s] > -np.inf:
-            lowest = schedule.bounds[s]
-    span = 4.0 * n * (magnitude + schedule.bounds[0] - lowest)
-    for precision, exponent in enumerate((-52.0, -23.0)):
-        query.tolerances[precision] = span * 2.0**exponent if span < np.inf else 0.0
-    query.state[:] = 0
-    query.state[NUM_STEPS] = num_steps
-    query.state[TEST] = -1
-    query.seen[:] = -1
-
-
-@njit(nogil=True, cache=True)
 def ring_search(
     query: Query,
     plan: AffinePlan | StoredPlan,
@@ -202,7 +143,12 @@ def ring_search(
     n = query.scores.shape[0]
     if new:
         mean_size = num_classes / query.scores.shape[1]
-        _set_out(query, schedule, sizes, mean_size, listed_share, most_work / MEMBER_COST)
+        collect(query.scores, listed_share, query.keys, query.values, query.counts, query.cutoffs)
+        num_steps = plan_lists(query, schedule, sizes, mean_size, most_work / MEMBER_COST)
+        state[:] = 0
+        state[NUM_STEPS] = num_steps
+        state[TEST] = -1
+        query.seen[:] = -1
         depth = GUESS_DEPTH * (10 + query.heap_scores.shape[0])
         _floors_at(query, schedule, _guess(query, schedule, depth * n * mean_size))
     while True:

@@ -13,6 +13,7 @@ from mach.merge._plan import AffinePlan, StoredPlan
 from mach.merge._query import HEAP_SIZE, MEMBERS, REACHED
 from mach.merge._ring import LIMIT, PROVEN, ring_search
 from mach.merge._scan import CHUNK, Scan, scan_products
+from mach.merge._tally import MOST_TALLIED_ROWS, tally_search
 from mach.merge._workspace import Workspace
 from mach.merge.products import ProductSet
 from mach.merge.result import TopKResult, WorkBudget
@@ -24,6 +25,9 @@ _SCAN_CODES, _SCAN_STORED, _SCAN_LIST, _SCAN_AFFINE = 0.35, 0.6, 0.9, 0.9  # a r
 _WALK_BUCKET, _WALK_FIXED = 3.0, 100_000.0  # to prepare a repetition's bucket; a search
 
 _LISTED_SHARE = 1 / 8  # of a repetition's buckets that are sorted, and may be walked
+_FIRST_BUCKETS = 30.0  # of a repetition, tallied at first for one product wanted; more by its root
+_SORTED_SHARE = 1 / 3  # of a repetition's buckets that are sorted, and may be tallied
+_TALLY_MOST = 1 << 24  # products: of more, a bucket's members lie too far apart in memory
 _WALK_SHARE = 0.5  # of the cost of a scan that a walk may take before it is given up
 _WALK_MOST = 1 / 16  # of the products, looked for: past this, a scan
 _SLICE_MEMBERS, SCAN_SLICE = 200_000, 16 * CHUNK  # between two looks at the clock, or queries
@@ -88,6 +92,7 @@ class Search:
         self.scores = scores
         self.tops = tops.copy()
         self.allowed = allowed
+        self.limited = budget is not None
         self.most = 2**62
         self.deadline = np.inf
         if budget is not None:
@@ -133,14 +138,21 @@ class Search:
         if not self.k:
             return self.result(-np.inf, True)
         n = len(self.scores)
+        classes = self.index.num_classes
         unit = self.index.scan_unit(n, self.listed is not None)
         if (
             may_walk(self.to_scan, unit, *self.scores.shape)
             and self.room < _WALK_MOST * self.to_scan
         ):
-            proven = self.walk(_WALK_SHARE * unit * n * self.to_scan, workspace)
-            if proven or self.spent():
-                return self.result(self.bound, proven)
+            most_work = _WALK_SHARE * unit * n * self.to_scan
+            # What is proven part by part only says little of what a budget left out.
+            if not self.limited and n <= MOST_TALLIED_ROWS and classes <= _TALLY_MOST:
+                if self.tally(most_work, workspace):
+                    return self.result(self.bound, True)
+            else:
+                proven = self.walk(most_work, workspace)
+                if proven or self.spent():
+                    return self.result(self.bound, proven)
         self.prepare_scan()
         return None
 
@@ -158,13 +170,38 @@ class Search:
         """Whether the budget is."""
         return self.candidates >= self.most or time.perf_counter() >= self.deadline
 
+    def tally(self, most_work: float, workspace: Workspace) -> bool:
+        """Tally the best buckets' members; whether the heap has the k best."""
+        query = workspace.query(
+            self.scores, self._bitmap_to_walk(), self.heap_scores, self.heap_classes
+        )
+        done = tally_search(
+            query,
+            self.plan.compiled,
+            self.index.num_classes,
+            workspace.schedule,
+            self.plan.sizes,
+            workspace.tally(self.room),
+            _FIRST_BUCKETS,
+            _SORTED_SHARE,
+            most_work,
+        )
+        self.candidates = int(query.state[MEMBERS])
+        self.size = int(query.state[HEAP_SIZE])
+        self.bound = float(workspace.schedule.bounds[query.state[REACHED]])
+        return bool(done)
+
+    def _bitmap_to_walk(self) -> NDArray[np.uint8]:
+        allowed = self.allowed
+        if allowed is not None and (allowed.listed is not None or allowed.bitmap is not None):
+            return allowed.as_bitmap()
+        return _NO_BITMAP
+
     def walk(self, most_work: float, workspace: Workspace) -> bool:
         """Walk down the best buckets; whether that proved the heap to be the k best."""
-        allowed = self.allowed
-        bitmap = _NO_BITMAP
-        if allowed is not None and (allowed.listed is not None or allowed.bitmap is not None):
-            bitmap = allowed.as_bitmap()
-        query = workspace.query(self.scores, bitmap, self.heap_scores, self.heap_classes)
+        query = workspace.query(
+            self.scores, self._bitmap_to_walk(), self.heap_scores, self.heap_classes
+        )
         new = True
         while True:
             limit = self.most

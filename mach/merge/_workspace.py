@@ -5,13 +5,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from mach.merge._lists import Schedule
 from mach.merge._query import STATE_SIZE, Query
-from mach.merge._ring import Schedule
 from mach.merge._scan import CHUNK
+from mach.merge._tally import Tally
 
 __all__ = ["Workspace"]
 
 _BATCH = 2048  # members tested together, or those of one bucket
+_TALLIED = 1 << 18  # products tallied together
+_FOUND = 16_384  # that stand out by their tallies, kept to be scored
 _STEPS = 128  # a row's most blocks: each is a quarter longer than all before it
 
 
@@ -46,9 +49,27 @@ class Workspace:
             bounds=np.empty(rows * _STEPS + 1, np.float64),
             costs=np.empty(rows * _STEPS + 1, np.float64),
         )
+        self._tally: Tally | None = None
         self.chunk_sums = np.empty(CHUNK, np.float32)
         self.chunk_spare = np.empty(CHUNK, np.float32)
         self.chunk_labels = np.empty(CHUNK, np.uint32)
+
+    def tally(self, room: int) -> Tally:
+        """The arrays for tallying, where ``room`` products are wanted."""
+        most = max(_FOUND, 16 * room)
+        if self._tally is None or len(self._tally.found_codes) < most:
+            runs = self.keys.size
+            self._tally = Tally(
+                tallies=np.zeros(_TALLIED, np.uint8),
+                starts=np.zeros(self.rows + 1, np.int64),
+                cursors=np.empty(runs, np.uint32),
+                ends=np.empty(runs, np.uint32),
+                offsets=np.empty(runs, np.int32),
+                codes=np.empty(runs, np.uint8),
+                found_classes=np.empty(most, np.uint32),
+                found_codes=np.empty(most, np.uint8),
+            )
+        return self._tally
 
     def query(
         self,

@@ -175,6 +175,7 @@ class TopK:
                 search = self._new_search(plan, scores, 1, workspace, allowed, None)
                 unit = self._index.scan_unit(len(scores), allowed is not None)
                 if may_walk(classes, unit, *scores.shape):
+                    search.tally(0.0, workspace)
                     search.walk(0.0, workspace)
                 search.prepare_scan()
                 search.advance(classes, workspace)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mach.errors import InvalidInput
 from mach.hashing import UniversalHash
-from mach.merge import BucketTable, MergeRule, ProductSet, TopK, _search
+from mach.merge import BucketTable, MergeRule, ProductSet, TopK, _search, _workspace
 from mach.merge._plan import BY_BITS
 from mach.merge.reference import reference_top_k
 
@@ -75,14 +75,28 @@ def make_table(family, rng, classes, buckets, repetitions):
     return BucketTable.from_assignment(assignment, buckets), assignment
 
 
-def search(table, scores, k, *, walk, **options):
-    """Search by walking, however few the products, or by scanning."""
-    with mock.patch.multiple(
-        _search,
-        _WALK_FIXED=-1.0 if walk else 1e18,
-        _WALK_BUCKET=0.0,
-        _WALK_SHARE=1e18,
-        _WALK_MOST=1e18,
+WAYS = ["tally", "ring", "scan"]
+
+
+def search(table, scores, k, *, way, **options):
+    """Search in one of three ways, however few the products.
+
+    To tally takes several parts of the products, little room and few buckets at first, so that
+    all that happens at larger sizes happens.
+    """
+    small = {"_TALLIED": 700, "_FOUND": 90}
+    with (
+        mock.patch.multiple(
+            _search,
+            _WALK_FIXED=1e18 if way == "scan" else -1.0,
+            _WALK_BUCKET=0.0,
+            _WALK_SHARE=1e18,
+            _WALK_MOST=1e18,
+            _TALLY_MOST=0 if way == "ring" else 1 << 24,
+            _FIRST_BUCKETS=0.5,
+            _SORTED_SHARE=1.0,
+        ),
+        mock.patch.multiple(_workspace, **small),
     ):
         return TopK(table, warm=False).search(scores, k, **options)
 
@@ -102,11 +116,11 @@ def check(result, expected_classes, expected_scores):
     repetitions=st.integers(1, 8),
     k=st.integers(1, 40),
     subset=st.booleans(),
-    walk=st.booleans(),
+    way=st.sampled_from(WAYS),
     seed=st.integers(0, 2**31),
 )
 def test_agrees_with_scoring_every_product(
-    family, kind, classes, buckets, repetitions, k, subset, walk, seed
+    family, kind, classes, buckets, repetitions, k, subset, way, seed
 ):
     rng = np.random.default_rng(seed)
     table, full = make_table(family, rng, classes, buckets, repetitions)
@@ -114,7 +128,7 @@ def test_agrees_with_scoring_every_product(
     if subset:
         chosen = np.sort(rng.permutation(repetitions)[: rng.integers(1, repetitions + 1)])
     scores = draw_scores(kind, rng, len(chosen), buckets)
-    result = search(table, scores, k, walk=walk, repetitions=chosen)
+    result = search(table, scores, k, way=way, repetitions=chosen)
     check(result, *reference_top_k(scores, full, k, chosen))
 
 
@@ -124,16 +138,16 @@ def test_agrees_with_scoring_every_product(
     kind=st.sampled_from(KINDS),
     selectivity=st.sampled_from([0.0, 0.001, 0.01, 0.1, 0.5, 0.9, 0.999, 1.0]),
     k=st.integers(1, 40),
-    walk=st.booleans(),
+    way=st.sampled_from(WAYS),
     seed=st.integers(0, 2**31),
 )
-def test_restricted_to_a_set(family, kind, selectivity, k, walk, seed):
+def test_restricted_to_a_set(family, kind, selectivity, k, way, seed):
     rng = np.random.default_rng(seed)
     classes, buckets, repetitions = 2000, 50, 4
     table, full = make_table(family, rng, classes, buckets, repetitions)
     mask = rng.random(classes) < selectivity
     scores = draw_scores(kind, rng, repetitions, buckets)
-    result = search(table, scores, k, walk=walk, allowed=ProductSet.from_mask(mask))
+    result = search(table, scores, k, way=way, allowed=ProductSet.from_mask(mask))
     check(result, *reference_top_k(scores, full, k, allowed=mask))
 
 
@@ -144,8 +158,8 @@ def test_every_merge_rule(exponent, family):
     table, full = make_table(family, rng, 20_000, 300, 8)
     log_probabilities = log_softmax(rng.standard_t(1.5, size=(8, 300)) * 2)
     scores = MergeRule(exponent).transform(log_probabilities)
-    for walk in (False, True):
-        result = search(table, scores, 100, walk=walk)
+    for way in WAYS:
+        result = search(table, scores, 100, way=way)
         check(result, *reference_top_k(scores, full, 100))
 
 
@@ -156,9 +170,10 @@ def test_every_merge_rule(exponent, family):
     repetitions=st.integers(1, 6),
     k=st.integers(1, 200),
     selectivity=st.sampled_from([None, 0.01, 0.5]),
+    way=st.sampled_from(["tally", "ring"]),
     seed=st.integers(0, 2**31),
 )
-def test_buckets_of_many_products(kind, buckets, repetitions, k, selectivity, seed):
+def test_buckets_of_many_products(kind, buckets, repetitions, k, selectivity, way, seed):
     """Large buckets intersect by bit vector."""
     rng = np.random.default_rng(seed)
     table, full = make_table("hash", rng, 30_000, buckets, repetitions)
@@ -168,11 +183,12 @@ def test_buckets_of_many_products(kind, buckets, repetitions, k, selectivity, se
     if selectivity is not None:
         mask = rng.random(30_000) < selectivity
         allowed = ProductSet.from_mask(mask)
-    result = search(table, scores, k, walk=True, allowed=allowed)
+    result = search(table, scores, k, way=way, allowed=allowed)
     check(result, *reference_top_k(scores, full, k, allowed=mask))
 
 
-def test_a_search_over_peaked_scores_looks_at_few_products():
+@pytest.mark.parametrize(("way", "part"), [("tally", 10), ("ring", 20)])
+def test_a_search_over_peaked_scores_looks_at_few_products(way, part):
     rng = np.random.default_rng(11)
     table, full = make_table("hash", rng, 300_000, 3000, 16)
     related = rng.integers(0, 300_000, 300)
@@ -180,9 +196,9 @@ def test_a_search_over_peaked_scores_looks_at_few_products():
     for repetition in range(16):
         scores[repetition, full[repetition, related]] += 5
     scores = log_softmax(scores)
-    result = search(table, scores, 50, walk=True)
+    result = search(table, scores, 50, way=way)
     check(result, *reference_top_k(scores, full, 50))
-    assert result.candidates < 16 * 300_000 / 20
+    assert result.candidates < 16 * 300_000 / part
     assert result.bound < result.scores[-1]
     seen = np.isin(np.arange(300_000), result.classes)
     best_unseen = reference_top_k(scores, full, 1, allowed=~seen)[1][0]
