@@ -188,6 +188,8 @@ class FanOut:
 
     def _settle(self, batch: Batch, now: float) -> None:
         """Close the batch if it is done, else set the timer for the next look at it."""
+        if not batch.jobs and batch.holds_slot:
+            self._release(batch, self._loop.time())  # a shard that hangs keeps nobody waiting
         if not batch.jobs and (not batch.messages or batch.judged):
             self._close(batch)
             return
