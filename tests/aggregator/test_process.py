@@ -11,10 +11,13 @@ import urllib.request
 import grpc
 import pytest
 
+from aggregator.service import AggregatorService
+from aggregator.settings import AggregatorSettings
 from mach.client import AsyncMachClient, MachClient
 from mach.errors import DeadlineExceeded, MachError, Unavailable
 from mach.fleet import LocalFleet
 from mach.fleet.process import ServerProcess
+from mach.serving import main
 from tests.servers import wait_until
 
 
@@ -144,14 +147,29 @@ def test_without_shards_it_lives_but_is_not_ready(tiny_bundle, tmp_path):
         (["--shards", "a:1,a:1"], "an address is named twice"),
         (["--shards", "a:1", "--max-k", "0"], "--max-k"),
         (["--shards", "a:1", "--encoding", "int4"], "--encoding"),
-        (["--shards", "a:1", "--minimum-repetitions", "5"], "is more than the bundle's 4"),
         ([], "--shards is required (or the environment variable MACH_AGGREGATOR_SHARDS)"),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence(tiny_bundle, capsys, flags, message):
+    argv = ["--bundle", str(tiny_bundle.path), "--listen", "127.0.0.1:0", *flags]
+    assert main(AggregatorSettings, AggregatorService, component="aggregator", argv=argv) == 2
+    is_one_sentence(capsys.readouterr().err, message)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--shards", "a:1", "--minimum-repetitions", "5"], "is more than the bundle's 4"),
         (["--shards", "a:1", "--no-such-flag"], "no-such-flag"),
     ],
 )
-def test_a_wrong_setting_is_one_sentence(tiny_bundle, flags, message):
+def test_a_process_with_a_wrong_setting_ends(tiny_bundle, flags, message):
     code, error = run("--bundle", str(tiny_bundle.path), "--listen", "127.0.0.1:0", *flags)
     assert code == 2
+    is_one_sentence(error, message)
+
+
+def is_one_sentence(error, message):
     assert message in error
     assert "Traceback" not in error
     said = [line for line in error.splitlines() if line.startswith("aggregator: ")]
