@@ -13,6 +13,8 @@ from pathlib import Path
 __all__ = ["CommandFailed", "Cost", "run_measured"]
 
 _INTERVAL = 0.2
+#: Reading the memory of a large process holds up its page faults: no more than this share of time.
+_SHARE = 0.02
 
 
 class CommandFailed(RuntimeError):
@@ -27,7 +29,7 @@ class Cost:
         wall_s: from start to end.
         cpu_s: user and system time of the command and of its children that it waited for.
         peak_rss_mb: the largest sum over its processes at one moment, in 10^6 bytes. A page that
-            several share counts once (PSS). Read every 0.2 s; a process alone tells its own peak.
+            several share counts once (PSS). Read every 0.2 s or more; a process alone tells its own peak.
     """
 
     wall_s: float
@@ -104,14 +106,16 @@ def run_measured(
         pid = status = 0
         try:
             while not pid:
+                looked = time.perf_counter()
                 peak = max(peak, _resident_bytes(_tree(process.pid)))
+                interval = max(_INTERVAL, (time.perf_counter() - looked) / _SHARE)
                 # wait4 and not Popen.wait: only it has the usage of this child alone.
                 pid, status, usage = os.wait4(process.pid, os.WNOHANG)
                 if pid:
                     break
                 if time.perf_counter() - start > timeout:
                     raise CommandFailed(f"took longer than {timeout / 60:.0f} minutes")
-                time.sleep(_INTERVAL)
+                time.sleep(min(interval, 2.0))
         finally:
             if not pid:
                 os.killpg(process.pid, signal.SIGKILL)
