@@ -29,7 +29,8 @@ class Cost:
         wall_s: from start to end.
         cpu_s: user and system time of the command and of its children that it waited for.
         peak_rss_mb: the largest sum over its processes at one moment, in 10^6 bytes. A page that
-            several share counts once (PSS). Read every 0.2 s or more; a process alone tells its own peak.
+            several share counts once (PSS). Read every 0.2 s or more; a process alone tells its
+            own peak.
     """
 
     wall_s: float
