@@ -81,6 +81,16 @@ def memory(results: dict[str, Any]) -> str:
     return table(header, rows)
 
 
+def provenance(results: dict[str, Any], machine: dict[str, Any]) -> str:
+    """When, at which commit, on what and beside how much other load."""
+    runs = sorted({f"{one['run']['date']} at {one['run']['commit']}" for one in results.values()})
+    loads = [one["load"] for one in results.values()]
+    return (
+        f"Measured {'; '.join(runs)} on {machine['cpu']}, {machine['cpus']} CPU(s), "
+        f"{machine['memory_gib']} GiB, load average {min(loads):.1f} to {max(loads):.1f}."
+    )
+
+
 def by_row(results: dict[str, Any], first: str) -> str:
     labels = list(next(iter(results.values()))["rows"])
     rows = []
@@ -172,7 +182,9 @@ def plot(results: dict[str, Any], path: Path) -> None:
 def write_report(report: dict[str, Any]) -> None:
     """Rewrite what stands between the markers of docs/merge.md, and the plot."""
     made = {
-        "sizes": lambda: sizes(report["sizes"]),
+        "sizes": lambda: (
+            sizes(report["sizes"]) + "\n\n" + provenance(report["sizes"], report["machine"])
+        ),
         "memory": lambda: memory(report["sizes"]),
         "related": lambda: by_row(report["related"], "related products"),
         "filters": lambda: (
