@@ -28,6 +28,7 @@ class Queue:
 
     Attributes:
         rows: queries that wait.
+        batch_seconds: how long batches have taken of late, from sent to answered.
     """
 
     def __init__(self, policy: FanOutPolicy, metrics: AggregatorMetrics) -> None:
@@ -35,7 +36,7 @@ class Queue:
         self._policy = policy
         self._metrics = metrics
         self._jobs: deque[Job] = deque()
-        self._batch_seconds = 0.0
+        self.batch_seconds = 0.0
         self._answer_seconds = 0.0
         self._deviation = 0.0
 
@@ -44,7 +45,7 @@ class Queue:
 
     def served(self, seconds: float) -> None:
         """A batch left its slot, ``seconds`` after it took it."""
-        self._batch_seconds += (seconds - self._batch_seconds) * _SMOOTHING
+        self.batch_seconds += (seconds - self.batch_seconds) * _SMOOTHING
 
     def answered(self, seconds: float) -> None:
         """A caller got its answer, ``seconds`` after its batch was sent."""
@@ -56,7 +57,7 @@ class Queue:
     def wait(self) -> float:
         """Expected seconds until what arrives now is sent, if all slots are taken."""
         batches = 1 + self.rows / self._policy.max_rows
-        return self._batch_seconds * batches / self._policy.max_in_flight
+        return self.batch_seconds * batches / self._policy.max_in_flight
 
     def push(self, job: Job, *, busy: bool) -> None:
         """Let a job wait.

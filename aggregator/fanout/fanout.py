@@ -129,7 +129,9 @@ class FanOut:
     def _flush(self) -> None:
         if self._queue and not self._busy:
             others = bool(self._batches) or self._merging > 0
-            due = self._gathering.due(self._queue.rows, others=others)
+            due = self._gathering.due(
+                self._queue.rows, others=others, batch_seconds=self._queue.batch_seconds
+            )
             if due > self._loop.time():
                 self._loop.call_at(due, self._flush, context=self._context)
                 return
@@ -295,7 +297,6 @@ class FanOut:
         batch.holds_slot = False
         self._in_flight -= 1
         self._queue.served(now - batch.sent_at)
-        self._gathering.served(now - batch.sent_at)
         if self._queue and not self._scheduled:
             self._schedule()
 

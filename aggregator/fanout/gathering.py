@@ -6,8 +6,6 @@ from aggregator.policy import FanOutPolicy
 
 __all__ = ["Gathering"]
 
-_SMOOTHING = 0.2
-
 
 class Gathering:
     """A message costs a shard and the aggregator about as much for one query as for ten.
@@ -22,7 +20,6 @@ class Gathering:
 
     def __init__(self, policy: FanOutPolicy) -> None:
         self._policy = policy
-        self._batch_seconds = 0.0
         self._last_rows = 1
         self._first = 0.0
         self._latest = 0.0
@@ -39,21 +36,16 @@ class Gathering:
         self._last_rows = rows
         self._waits = False
 
-    def served(self, seconds: float) -> None:
-        """A batch was answered, ``seconds`` after it was sent."""
-        self._batch_seconds += (seconds - self._batch_seconds) * _SMOOTHING
-
-    def due(self, rows: int, *, others: bool) -> float:
+    def due(self, rows: int, *, others: bool, batch_seconds: float) -> float:
         """When ``rows`` queries that wait should be sent; in the past for at once.
 
         Args:
             rows: how many wait.
             others: whether queries sent before are not answered yet.
+            batch_seconds: how long a batch takes of late.
         """
         alone = rows == 1 and self._last_rows == 1 and not others
         if alone or rows >= self._policy.max_rows or not self._waits:
             return 0.0
-        pause = min(
-            self._batch_seconds * self._policy.gather_share, self._policy.gather_most_seconds
-        )
-        return min(self._latest + pause, self._first + self._batch_seconds)
+        pause = min(batch_seconds * self._policy.gather_share, self._policy.gather_most_seconds)
+        return min(self._latest + pause, self._first + batch_seconds)

@@ -10,9 +10,9 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from mach.merge._types import Int
+from mach.merge._types import Bool, Int
 
-__all__ = ["clear_bits", "set_bits", "trailing_zeros"]
+__all__ = ["clear_bits", "is_allowed", "set_bits", "trailing_zeros"]
 
 
 def _trailing_zeros(typing_context: Any, word: Any) -> Any:
@@ -43,3 +43,9 @@ def clear_bits(bits: NDArray[np.uint64], values: NDArray[np.int32], start: Int, 
     for i in range(start, end):
         v = values[i]
         bits[v >> 6] &= ~(np.uint64(1) << np.uint64(v & 63))
+
+
+@njit(nogil=True, cache=True)
+def is_allowed(bitmap: NDArray[np.uint8], label: Int) -> Bool:
+    """Whether a bitmap of products allowed, one bit each or empty for all, has a product."""
+    return bitmap.shape[0] == 0 or (bitmap[label >> 3] >> np.uint8(label & 7)) & 1 != 0

@@ -14,8 +14,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from mach.merge._bits import is_allowed
 from mach.merge._select import heap_push, kth_largest
-from mach.merge._types import Bool, Float, Int
+from mach.merge._types import Float, Int
 
 __all__ = ["MOST_ROWS", "CodedScan", "encode", "scan_codes"]
 
@@ -102,11 +103,6 @@ def _add_codes(scan: CodedScan, start: Int, length: Int, sums: NDArray[np.uint16
 
 
 @njit(nogil=True, cache=True)
-def _allowed(bitmap: NDArray[np.uint8], label: Int) -> Bool:
-    return bitmap.shape[0] == 0 or (bitmap[label >> 3] >> np.uint8(label & 7)) & 1 != 0
-
-
-@njit(nogil=True, cache=True)
 def _offer(scan: CodedScan, label: Int, size: Int) -> Int:
     """Score a product exactly, as the float64 sum in order of repetition; the heap's new size."""
     total = 0.0
@@ -125,7 +121,7 @@ def _best_codes(
     """
     falling = np.empty(length, np.float32)
     for f in range(length):
-        if not _allowed(scan.bitmap, start + f):
+        if not is_allowed(scan.bitmap, start + f):
             sums[f] = _MOST
         falling[f] = -np.float32(sums[f])
     return np.int64(-kth_largest(falling, length, min(wanted, length)))
@@ -160,7 +156,7 @@ def scan_codes(
         if size < k and reached == -np.inf:
             first = _best_codes(scan, sums, chunk, length, k - size)
             for f in range(length):
-                if np.int64(sums[f]) <= first and _allowed(scan.bitmap, chunk + f):
+                if np.int64(sums[f]) <= first and is_allowed(scan.bitmap, chunk + f):
                     size = _offer(scan, chunk + f, size)
         least = reached
         if size == k:
@@ -174,7 +170,7 @@ def scan_codes(
             if np.int64(smallest) > most:
                 continue
             for f in range(block, past):
-                if first < np.int64(sums[f]) <= most and _allowed(scan.bitmap, chunk + f):
+                if first < np.int64(sums[f]) <= most and is_allowed(scan.bitmap, chunk + f):
                     size = _offer(scan, chunk + f, size)
                     if size == k and scan.heap_scores[0] > least:
                         least = scan.heap_scores[0]

@@ -19,6 +19,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from mach.merge._bits import is_allowed
 from mach.merge._lists import Schedule, collect, plan_lists
 from mach.merge._plan import AffinePlan, StoredPlan
 from mach.merge._query import HEAP_SIZE, MEMBERS, REACHED, Query
@@ -110,11 +111,6 @@ def _add_runs(plan: AffinePlan | StoredPlan, tally: Tally, first: Int, length: I
 
 
 @njit(nogil=True, cache=True)
-def _allowed(bitmap: NDArray[np.uint8], label: Int) -> Bool:
-    return bitmap.shape[0] == 0 or (bitmap[label >> 3] >> np.uint8(label & 7)) & 1 != 0
-
-
-@njit(nogil=True, cache=True)
 def _least_of(tally: Tally, count: Int, wanted: Int) -> Int:
     """The least tally that no more than ``wanted`` of ``count`` products found have; or 255."""
     histogram = np.zeros(256, np.int64)
@@ -164,7 +160,7 @@ def _find(
             if np.int64(largest) < least:
                 continue
             for f in range(block, past):
-                if np.int64(tallies[f]) < least or not _allowed(query.bitmap, first + f):
+                if np.int64(tallies[f]) < least or not is_allowed(query.bitmap, first + f):
                     continue
                 if found == room and not some:
                     _offer_found(query, plan, tally, found, 0, 256)
