@@ -188,4 +188,6 @@ def from_status(status: grpc.StatusCode, details: str) -> MachError:
     if status is grpc.StatusCode.INVALID_ARGUMENT:
         field, _, message = details.partition(": ")
         return InvalidInput(field, message) if message else UserError(details)
+    if status is grpc.StatusCode.CANCELLED:  # by the server's gRPC, see `mach.serving.options`
+        return Unavailable("the server dropped the call unread: it is overloaded or stopping")
     return _BY_STATUS.get(status, MachError)(details or status.name)

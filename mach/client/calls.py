@@ -50,7 +50,9 @@ def channel_options(max_attempts: int, max_message_bytes: int) -> list[tuple[str
                     "initialBackoff": "0.02s",
                     "maxBackoff": "0.5s",
                     "backoffMultiplier": 2,
-                    "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+                    # CANCELLED, where this side did not cancel: the server stopped before it
+                    # had taken the call.
+                    "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"],
                 },
             }
         ]

@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 
 from mach.inference.stacking import import_onnx
 
-__all__ = ["ENCODED", "build_program"]
+__all__ = ["ENCODED", "Graph", "build_program"]
 
 #: Outputs of the 8-bit answer: codes uint8 (S, n, B), minimum and step float32 (S, n, 1).
 ENCODED = ("codes", "minimum", "step")
@@ -46,8 +46,8 @@ _OPSET = 17
 _IR_VERSION = 8
 
 
-class _Graph:
-    """Collects nodes and constants."""
+class Graph:
+    """Collects the nodes and constants of an ONNX graph."""
 
     def __init__(self) -> None:
         self.onnx = import_onnx()
@@ -56,19 +56,26 @@ class _Graph:
         self.constants: list[Any] = []
 
     def constant(self, name: str, value: NDArray[Any]) -> str:
+        """Add a constant; returns its name, as all of these do."""
         self.constants.append(self.onnx.numpy_helper.from_array(value, name))
         return name
 
     def number(self, name: str, value: float) -> str:
+        """Add a float32 of no dimension."""
         return self.constant(name, np.array(value, np.float32))
 
     def add(self, op: str, arguments: Sequence[str], output: str, **attributes: Any) -> str:
+        """Add a node of one output."""
         node = self.onnx.helper.make_node(op, list(arguments), [output], output, **attributes)
         self.nodes.append(node)
         return output
 
+    def split(self, argument: str, outputs: Sequence[str], *, axis: int) -> None:
+        """Into as many equal parts as there are ``outputs``."""
+        self.nodes.append(self.onnx.helper.make_node("Split", [argument], list(outputs), axis=axis))
 
-def _hidden(graph: _Graph, inputs: Mapping[str, NDArray[Any]]) -> str:
+
+def _hidden(graph: Graph, inputs: Mapping[str, NDArray[Any]]) -> str:
     first = graph.constant("axis_0", np.array([0], np.int64))
     third = graph.constant("axis_2", np.array([2], np.int64))
     at = graph.add("Add", [graph.add("Unsqueeze", ["indices", first], "one_at"), "offsets"], "at")
@@ -84,7 +91,7 @@ def _hidden(graph: _Graph, inputs: Mapping[str, NDArray[Any]]) -> str:
     return graph.add("Relu", [graph.add("Add", [summed, "hidden_bias"], "biased")], "hidden")
 
 
-def _log_sigmoid(graph: _Graph, logits: str) -> str:
+def _log_sigmoid(graph: Graph, logits: str) -> str:
     """``min(z, 0) - log(1 + exp(-|z|))``: never overflows."""
     negative = graph.add("Neg", [graph.add("Abs", [logits], "size")], "negative_size")
     ratio = graph.add("Exp", [negative], "ratio")
@@ -94,7 +101,7 @@ def _log_sigmoid(graph: _Graph, logits: str) -> str:
 
 
 def _answer(
-    graph: _Graph, hidden: str, inputs: Mapping[str, NDArray[Any]], quantization: str, loss: str
+    graph: Graph, hidden: str, inputs: Mapping[str, NDArray[Any]], quantization: str, loss: str
 ) -> str:
     largest = graph.add("ReduceMax", [hidden], "largest", axes=[-1], keepdims=1)
     scale = graph.add("Max", [largest, graph.number("tiny", 1e-30)], "positive")
@@ -119,7 +126,7 @@ def _answer(
     return graph.add("LogSoftmax", [logits], "log_probabilities", axis=-1)
 
 
-def _encode(graph: _Graph, answer: str) -> None:
+def _encode(graph: Graph, answer: str) -> None:
     """``mach.wire.encode_rows``, operation by operation."""
     low = graph.add("ReduceMin", [answer], "minimum", axes=[-1], keepdims=1)
     high = graph.add("ReduceMax", [answer], "maximum", axes=[-1], keepdims=1)
@@ -148,7 +155,7 @@ def build_program(
     Raises:
         ConfigError: if the package ``onnx`` is missing.
     """
-    graph = _Graph()
+    graph = Graph()
     _encode(graph, _answer(graph, _hidden(graph, inputs), inputs, quantization, loss))
     helper, types, buckets = graph.onnx.helper, graph.types, inputs["output"].shape[2]
     value = helper.make_tensor_value_info

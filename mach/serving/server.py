@@ -37,6 +37,7 @@ from mach.v1 import admin_pb2_grpc
 __all__ = ["main", "run", "serve"]
 
 _logger = logging.getLogger(__name__)
+_LAST_CALLS_SECONDS = 0.1
 _HEALTH_SERVICE: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 
@@ -204,6 +205,9 @@ async def _drain(
     server: grpc.aio.Server, service: Service, health: Health, stop: _Stop, seconds: float
 ) -> None:
     health.close()
+    # What has arrived and was not taken up yet would be cancelled by a stop at once.
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(stop.now.wait(), min(seconds, _LAST_CALLS_SECONDS))
     stopped = asyncio.create_task(server.stop(seconds))
     draining = asyncio.create_task(service.drain())
     at_once = asyncio.create_task(stop.now.wait())

@@ -130,9 +130,9 @@ def test_an_aggregator_drains_what_is_in_flight(tiny_bundle, fakes, faulty, orac
         MachClient(server.address, timeout=20.0) as client,
         ThreadPoolExecutor(4) as pool,
     ):
-        asked = faulty.asked
         searches = [pool.submit(client.search, query, 7) for query in oracle.queries[:4]]
-        wait_until(lambda: faulty.asked > asked, "a request in flight")
+        in_flight = "mach_aggregator_queries_in_flight"
+        wait_until(lambda: server.metrics()[in_flight] == 4, "four requests in flight")
         assert server.stop() == 0
         for query, search in zip(oracle.queries, searches, strict=False):
             result = search.result(5)

@@ -68,9 +68,9 @@ CHART_MUTATIONS = {
         "training.yaml", '"values" $values', '"values" $training',
         "gpus_go_to_programs_that_use_them",
     ),
-    "probes at the port that speaks TLS": (
-        "_pods.tpl", "ternary .root.Values.ports.health .root.Values.ports.grpc",
-        "ternary .root.Values.ports.grpc .root.Values.ports.grpc", "ports_exist",
+    "probes at the port that serves": (
+        "_pods.tpl", "{{- .root.Values.ports.health -}}", "{{- .root.Values.ports.grpc -}}",
+        "ports_exist",
     ),
     "a whole Secret mounted": (
         "_pods.tpl", "    items:\n      {{- range .keys }}\n      - {key: {{ . }}, path: {{ . }}}\n"

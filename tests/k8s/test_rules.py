@@ -88,6 +88,7 @@ def test_rules_use_metrics_that_exist():
     assert metric_names()
 
 
+@pytest.mark.slow  # promtool takes a quarter of a minute a time
 @pytest.mark.parametrize(
     ("old", "new", "tests"),
     [

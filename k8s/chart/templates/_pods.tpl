@@ -182,10 +182,10 @@ gets no key that its program does not read. Takes root and component. */}}
 {{- dict "secrets" $secrets | toJson -}}
 {{- end -}}
 
-{{/* The port that probes ask: kubelets speak no TLS. Takes root and component. */}}
+{{/* The port that probes ask: kubelets speak no TLS, and an overload of the other port shall not
+     have a pod killed that does all it can. Takes root and component. */}}
 {{- define "mach.probePort" -}}
-{{- $own := include "mach.serverTls" . | fromJson -}}
-{{- ternary .root.Values.ports.health .root.Values.ports.grpc (not (empty $own.secret)) -}}
+{{- .root.Values.ports.health -}}
 {{- end -}}
 
 {{/* What a component's gRPC port speaks. Takes root and component. */}}
@@ -220,6 +220,7 @@ gets no key that its program does not read. Takes root and component. */}}
 - --bundle=/run/mach/bundle
 - --listen={{ .root.Values.listenHost }}:{{ .root.Values.ports.grpc }}
 - --metrics-listen={{ .root.Values.listenHost }}:{{ .root.Values.ports.metrics }}
+- --health-listen={{ .root.Values.listenHost }}:{{ .root.Values.ports.health }}
 - --drain-seconds={{ .values.drainSeconds }}
 - --log-format={{ .root.Values.logFormat }}
 - --log-level={{ .root.Values.logLevel }}
@@ -227,7 +228,6 @@ gets no key that its program does not read. Takes root and component. */}}
 {{- if $tls.secret }}
 - --tls-certificate=/etc/mach/tls/tls.crt
 - --tls-key=/etc/mach/tls/tls.key
-- --health-listen={{ .root.Values.listenHost }}:{{ .root.Values.ports.health }}
 {{- end }}
 {{- if $tls.clientCa }}
 - --tls-client-ca=/etc/mach/client-ca/ca.crt
@@ -288,9 +288,7 @@ bundle,listen,metrics-listen,admin-listen,health-listen,tls-certificate,tls-key,
 {{- define "mach.serverPorts" -}}
 - {name: grpc, containerPort: {{ .root.Values.ports.grpc }}, protocol: TCP}
 - {name: metrics, containerPort: {{ .root.Values.ports.metrics }}, protocol: TCP}
-{{- if (include "mach.serverTls" . | fromJson).secret }}
 - {name: health, containerPort: {{ .root.Values.ports.health }}, protocol: TCP}
-{{- end }}
 {{- end -}}
 
 {{- define "mach.serverMounts" -}}

@@ -10,7 +10,6 @@ from tests.k8s.checks.model import (
     Release,
     check,
     containers_of,
-    flags_of,
     labels_of,
     matches,
     name_of,
@@ -101,9 +100,8 @@ def ports_exist(release: Release) -> Iterator[str]:
         for container in containers_of(workload):
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
                 port = container.get(probe, {}).get("grpc", {}).get("port")
-                # Kubelets speak no TLS: where the server does, health has a port of its own.
-                has_tls = "--tls-certificate" in flags_of(container)
-                asked = _ports(workload).get("health" if has_tls else "grpc")
+                # An overload of the serving port, or TLS on it, must have no pod killed.
+                asked = _ports(workload).get("health")
                 if port is not None and port != asked:
                     yield f"{name_of(workload)}: {probe} asks port {port}, health is at {asked}"
     for monitor in release.of("ServiceMonitor"):
