@@ -179,10 +179,9 @@ class Batcher:
             self._run(batch, features, first.repetitions)
             self._finish(batch)
             return
-        workers = 1 if together else self._workers
-        self._busy_until = time.monotonic() + seconds / min(workers, len(first.repetitions))
-        shares = [first.repetitions[i::workers] for i in range(workers)]
-        tasks = [self._pool.submit(self._run, batch, features, share) for share in shares if share]
+        shares = first.loaded.shares(first.repetitions, self._workers)
+        self._busy_until = time.monotonic() + seconds / len(shares)
+        tasks = [self._pool.submit(self._run, batch, features, share) for share in shares]
         waiting = itertools.count(1)
         loop = asyncio.get_running_loop()
 

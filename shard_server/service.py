@@ -68,6 +68,7 @@ class ShardService(Service):
             self._settings.repetition,
             provider=self._settings.provider,
             threads=self._settings.threads,
+            workers=self._settings.workers,
             cuda=self._settings.cuda,
         )
 

@@ -118,13 +118,7 @@ class Bundle:
             InvalidInput: if the bundle has no such repetition.
             BundleError: if the file differs from the manifest.
         """
-        if not 0 <= repetition < self.manifest.num_repetitions:
-            raise InvalidInput(
-                "repetition",
-                f"{repetition} is not in the bundle, which has "
-                f"0 to {self.manifest.num_repetitions - 1}",
-            )
-        name = repetition_file(repetition)
+        name = self._repetition_file(repetition)
         try:
             data = (self.path / name).read_bytes()
         except OSError as error:
@@ -134,8 +128,21 @@ class Bundle:
         return data
 
     def model_size(self, repetition: int) -> int:
-        """Bytes of a repetition's ONNX file."""
-        return self.manifest.files[repetition_file(repetition)].size
+        """Bytes of a repetition's ONNX file.
+
+        Raises:
+            InvalidInput: if the bundle has no such repetition.
+        """
+        return self.manifest.files[self._repetition_file(repetition)].size
+
+    def _repetition_file(self, repetition: int) -> str:
+        if not 0 <= repetition < self.manifest.num_repetitions:
+            raise InvalidInput(
+                "repetition",
+                f"{repetition} is not in the bundle, which has "
+                f"0 to {self.manifest.num_repetitions - 1}",
+            )
+        return repetition_file(repetition)
 
     @cached_property
     def featurizer(self) -> Featurizer:

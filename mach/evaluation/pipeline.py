@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mach.bundle import Bundle
 from mach.features import SparseBatch
-from mach.inference import RepetitionGroup
+from mach.inference import load_groups
 from mach.merge import TopK, TopKResult
 
 __all__ = ["LocalPipeline"]
@@ -37,7 +37,7 @@ class LocalPipeline:
         self.bundle = bundle
         self.repetitions = np.array(repetitions, np.int64)
         self.rule = bundle.merge_rule
-        self._models = RepetitionGroup(bundle, list(repetitions), threads=threads)
+        self._groups = load_groups(bundle, list(repetitions), threads=threads)
         self._topk = TopK(bundle.buckets)
 
     def first(self, num_repetitions: int) -> LocalPipeline:
@@ -49,12 +49,14 @@ class LocalPipeline:
             return self
         part = copy(self)
         part.repetitions = self.repetitions[:num_repetitions]
-        part._models = RepetitionGroup(self.bundle, part.repetitions.tolist())
+        part._groups = load_groups(self.bundle, part.repetitions.tolist())
         return part
 
     def log_probabilities(self, batch: SparseBatch) -> NDArray[np.float32]:
         """Bucket log-probabilities, float32, shape (n, R, B)."""
-        return self._models.run_padded(*batch.padded())
+        padded = batch.padded()
+        rows = [group.run_padded(*padded) for group in self._groups]
+        return rows[0] if len(rows) == 1 else np.concatenate(rows, axis=1)
 
     def merge(
         self, log_probabilities: NDArray[np.float32], k: int, num_repetitions: int | None = None

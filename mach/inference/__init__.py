@@ -2,7 +2,7 @@
 
 from mach.inference.cuda import CudaSettings
 from mach.inference.grouping import RunCost, plan_groups
-from mach.inference.joined import RepetitionGroup
+from mach.inference.joined import RepetitionGroup, load_groups
 from mach.inference.loaded import LoadedBundle
 from mach.inference.session import PROVIDERS, Provider, RepetitionSession, resolve_provider
 from mach.inference.stacking import Precision
@@ -16,6 +16,7 @@ __all__ = [
     "RepetitionGroup",
     "RepetitionSession",
     "RunCost",
+    "load_groups",
     "plan_groups",
     "resolve_provider",
 ]

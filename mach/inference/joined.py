@@ -11,23 +11,33 @@ is computed by the same operations in the same order, so that answers are the sa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal
 
 import numpy as np
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 from mach.bundle import Bundle, repetition_file
 from mach.errors import BundleError, ConfigError
 from mach.inference.program import Graph
-from mach.inference.session import RepetitionSession, check_model, open_session
+from mach.inference.session import (
+    WARM_UP_SIZES,
+    Provider,
+    RepetitionSession,
+    check_model,
+    open_session,
+    resolve_provider,
+    warm_up,
+)
 from mach.inference.stacking import import_onnx
 
-__all__ = ["RepetitionGroup", "join_models"]
+__all__ = ["RepetitionGroup", "join_models", "load_groups"]
 
 #: Above this, models stay apart: while they are joined they are in memory about four times.
 _MOST_BYTES = 512 * 2**20
-#: Entries of a run, padding included: beyond, intermediate results outgrow the caches.
-_MOST_ENTRIES = 512
+#: Entries of a run, padding included, times repetitions: beyond, intermediate results outgrow the
+#: caches. No fewer than the second, whatever the repetitions.
+_MOST_ENTRIES, _LEAST_ENTRIES = 8192, 256
 _OUTPUT = "log_probabilities"
 _FLOAT = np.float32
 
@@ -46,57 +56,113 @@ _PROBABILITIES = {"softmax": "LogSoftmax", "one-vs-all": "Min Exp Add Log Sub Lo
 
 
 class RepetitionGroup:
-    """Repetitions that are always computed together; safe to call from several threads.
+    """One repetition, or several joined, computed together; safe to call from several threads.
 
     Attributes:
         repetitions: which, in the order of the answers.
+        num_buckets: B.
+        provider: the execution provider in use, ``cpu`` or ``cuda``.
     """
 
-    def __init__(self, bundle: Bundle, repetitions: Sequence[int], *, threads: int = 1) -> None:
-        """Load them: in one session where that can be done, else in one each.
+    def __init__(
+        self,
+        repetitions: Sequence[int],
+        session: Any,
+        provider: Literal["cpu", "cuda"],
+        num_buckets: int,
+    ) -> None:
+        """Take an ONNX Runtime session of a repetition's model, or of a joined one.
 
-        Raises:
-            InvalidInput: if the bundle has no such repetition.
-            BundleError: if a model is corrupt or not one of this bundle's.
+        :func:`load_groups` makes them.
         """
         self.repetitions = tuple(repetitions)
-        self._num_buckets = bundle.manifest.num_buckets
-        self._joined: Any = None
-        self._apart: list[RepetitionSession] = []
-        sizes = [bundle.model_size(repetition) for repetition in self.repetitions]
-        model = None
-        if len(sizes) > 1 and sum(sizes) <= _MOST_BYTES:
-            model = _joined_model(bundle, self.repetitions)
-        if model is None:
-            self._apart = [RepetitionSession(bundle, r, threads=threads) for r in self.repetitions]
-        else:
-            self._joined, _ = open_session(model, "the joined model", "cpu", threads)
+        self.num_buckets = num_buckets
+        self.provider = provider
+        self._session = session
+        self._most_entries = max(_MOST_ENTRIES // len(self.repetitions), _LEAST_ENTRIES)
 
     def run_padded(
         self, indices: NDArray[np.int32], values: NDArray[np.float32]
     ) -> NDArray[np.float32]:
         """Bucket log-probabilities, float32 of shape (n, R, B), from padded rows.
 
-        See :meth:`mach.features.SparseBatch.padded`.
+        See :meth:`mach.features.SparseBatch.padded`. A single repetition's rows run at once;
+        those of several in parts that bound its memory.
         """
-        rows = max(1, _MOST_ENTRIES // max(1, indices.shape[1]))
-        if self._joined is not None and len(indices) <= rows:
-            return self._run_joined(indices, values)
-        shape = (len(indices), len(self.repetitions), self._num_buckets)
-        answers = np.empty(shape, _FLOAT)
-        if self._joined is not None:
-            for at in range(0, len(indices), rows):
-                part = slice(at, at + rows)
-                answers[part] = self._run_joined(indices[part], values[part])
-        for at, session in enumerate(self._apart):
-            answers[:, at] = session.run_padded(indices, values)
+        count = len(self.repetitions)
+        rows = max(1, self._most_entries // max(1, indices.shape[1]))
+        if count == 1 or len(indices) <= rows:
+            return self._run(indices, values)
+        answers = np.empty((len(indices), count, self.num_buckets), _FLOAT)
+        for at in range(0, len(indices), rows):
+            part = slice(at, at + rows)
+            answers[part] = self._run(indices[part], values[part])
         return answers
 
-    def _run_joined(
-        self, indices: NDArray[np.int32], values: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
-        (answers,) = self._joined.run([_OUTPUT], {"indices": indices, "values": values})
-        return cast("NDArray[np.float32]", answers)
+    def _run(self, indices: NDArray[np.int32], values: NDArray[np.float32]) -> NDArray[np.float32]:
+        if len(self.repetitions) == 1:
+            answers: NDArray[np.float32] = self._session.run_padded(indices, values)
+            return answers[:, None]
+        wide = indices.shape[1] > self._most_entries
+        (answers,) = self._session.run(
+            [_OUTPUT], {"indices": indices, "values": values}, _release_memory() if wide else None
+        )
+        return answers
+
+    def warm_up(self) -> None:
+        """Run on made-up rows so that the first real query finds memory and kernels ready.
+
+        Raises:
+            BundleError: if the model does not run or its answers are no log-probabilities.
+        """
+        if len(self.repetitions) == 1:
+            self._session.warm_up()
+            return
+        name = f"the joined model of repetitions {', '.join(map(str, self.repetitions))}"
+        for size in WARM_UP_SIZES:
+            warm_up(name, self._run, size, (size, len(self.repetitions), self.num_buckets))
+
+
+def _release_memory() -> Any:
+    """Options of a run whose intermediate results are so large that they shall not be kept."""
+    options = ort.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
+
+
+def load_groups(
+    bundle: Bundle,
+    repetitions: Sequence[int],
+    *,
+    provider: Provider = "cpu",
+    threads: int = 1,
+) -> list[RepetitionGroup]:
+    """Load repetitions: in one session where that can be done, else in one each.
+
+    Args:
+        bundle: the bundle.
+        repetitions: which, at least one.
+        provider: where to run them; on a GPU they are never joined here.
+        threads: of each run, on a CPU.
+
+    Raises:
+        InvalidInput: if the bundle has no such repetition.
+        BundleError: if a model is corrupt or not one of this bundle's.
+        ConfigError: if the provider asked for cannot be had.
+    """
+    buckets = bundle.manifest.num_buckets
+    sizes = [bundle.model_size(repetition) for repetition in repetitions]
+    model = None
+    if len(sizes) > 1 and sum(sizes) <= _MOST_BYTES and resolve_provider(provider) == "cpu":
+        model = _joined_model(bundle, repetitions)
+    if model is not None:
+        session, _ = open_session(model, "the joined model", "cpu", threads)
+        return [RepetitionGroup(repetitions, session, "cpu", buckets)]
+    groups = []
+    for repetition in repetitions:
+        one = RepetitionSession(bundle, repetition, provider=provider, threads=threads)
+        groups.append(RepetitionGroup([repetition], one, one.provider, buckets))
+    return groups
 
 
 def _joined_model(bundle: Bundle, repetitions: Sequence[int]) -> bytes | None:

@@ -14,7 +14,8 @@ from mach.errors import ConfigError, InvalidInput, RepetitionNotFound
 from mach.features import Featurizer, SparseBatch
 from mach.inference.cuda import CudaSettings, StackedRunner
 from mach.inference.grouping import RunCost, plan_groups
-from mach.inference.session import Provider, RepetitionSession, resolve_provider
+from mach.inference.joined import RepetitionGroup, load_groups
+from mach.inference.session import Provider, resolve_provider
 from mach.v1 import shard_pb2
 from mach.wire import EncodedRows, encode_rows
 
@@ -34,30 +35,32 @@ class LoadedBundle:
         repetitions: those loaded, increasing.
         provider: the execution provider in use, ``cpu`` or ``cuda``.
         together: whether all repetitions are computed as one, on a GPU, whichever are asked for.
-        cost: what a run of one repetition costs, or of all ``together``, as measured on loading.
+        cost: what a run of one group of repetitions costs, or of all ``together``, as measured on
+            loading.
     """
 
     def __init__(
         self,
         bundle: Bundle,
-        sessions: Iterable[RepetitionSession],
+        groups: Iterable[RepetitionGroup],
         stacked: StackedRunner | None = None,
     ) -> None:
-        """Take sessions of ``bundle``, warm them up and measure them; or a warm ``stacked``."""
+        """Take groups of ``bundle``, warm them up and measure them; or a warm ``stacked``."""
         self.bundle = bundle
-        self._sessions = {session.repetition: session for session in sessions}
+        self._groups = list(groups)
         self._stacked = stacked
         self.together = stacked is not None
         if stacked is not None:
             self.repetitions, self.provider = stacked.repetitions, stacked.provider
             self.cost = _measure_stacked(stacked)
             return
-        self.repetitions = tuple(sorted(self._sessions))
-        self.provider = self._sessions[self.repetitions[0]].provider
+        self.repetitions = tuple(sorted(r for group in self._groups for r in group.repetitions))
+        self.provider = self._groups[0].provider
+        self._group_size = max(len(group.repetitions) for group in self._groups)
         self._max_entries = _MAX_ENTRIES[self.provider]
-        for session in self._sessions.values():
-            session.warm_up()
-        self.cost = _measure(self._sessions[self.repetitions[0]])
+        for group in self._groups:
+            group.warm_up()
+        self.cost = _measure(self._groups[0])
 
     @classmethod
     def load(
@@ -67,15 +70,21 @@ class LoadedBundle:
         *,
         provider: Provider = "cpu",
         threads: int = 1,
+        workers: int = 1,
         cuda: CudaSettings | None = None,
     ) -> LoadedBundle:
         """Verify and load ``repetitions`` and the featurizer, warm up, measure.
+
+        On a CPU repetitions are joined where they can be (:func:`load_groups`), into a group for
+        each of the ``workers``. A group is computed as a whole, whichever of its repetitions are
+        asked for.
 
         Args:
             bundle: a bundle.
             repetitions: some of its repetitions.
             provider: where to run them.
             threads: of each run on a CPU.
+            workers: threads that compute at the same time, see :meth:`shares`.
             cuda: how a GPU is used.
 
         Raises:
@@ -98,11 +107,15 @@ class LoadedBundle:
                     raise
                 _logger.warning("CUDA cannot be used, the CPU is: %s", error)
                 provider = "cpu"
-        sessions = [
-            RepetitionSession(bundle, repetition, provider=provider, threads=threads)
-            for repetition in repetitions
-        ]
-        return cls(bundle, sessions)
+        parts = [repetitions[at::workers] for at in range(min(workers, len(repetitions)))]
+        return cls(
+            bundle,
+            [
+                group
+                for part in parts
+                for group in load_groups(bundle, part, provider=provider, threads=threads)
+            ],
+        )
 
     @property
     def version(self) -> str:
@@ -143,9 +156,26 @@ class LoadedBundle:
             raise InvalidInput("repetitions", "one is named twice")
         return tuple(repetitions)
 
+    def shares(self, repetitions: Sequence[int], workers: int) -> list[tuple[int, ...]]:
+        """Repetitions for each of several threads; what is computed together stays together.
+
+        Args:
+            repetitions: some of those loaded.
+            workers: the most threads.
+        """
+        if self.together:
+            return [tuple(repetitions)]
+        shares: list[list[int]] = [[] for _ in range(workers)]
+        asked = set(repetitions)
+        groups = [group for group in self._groups if not asked.isdisjoint(group.repetitions)]
+        for at, group in enumerate(groups):
+            shares[at % workers] += [r for r in group.repetitions if r in asked]
+        return [tuple(share) for share in shares if share]
+
     def seconds(self, rows: int, entries: int, num_repetitions: int) -> float:
         """About what a batch takes on one thread, without padding."""
-        return (1 if self.together else num_repetitions) * self.cost.seconds(rows, entries)
+        runs = 1 if self.together else -(-num_repetitions // self._group_size)
+        return runs * self.cost.seconds(rows, entries)
 
     def marginal_seconds(self, rows: int, entries: int, num_repetitions: int) -> float:
         """About what these rows add to a batch that runs anyway."""
@@ -165,7 +195,7 @@ class LoadedBundle:
             batch: at least one row, checked (:meth:`SparseBatch.check`).
             repetitions: some of those loaded.
             observe: called with each repetition and the seconds it took; its share of the time
-                where all run ``together``.
+                where several are computed as one.
         """
         if self._stacked is not None:
             start = time.perf_counter()
@@ -177,20 +207,27 @@ class LoadedBundle:
             whole = batch.padded()
         else:
             parts = [(rows, batch.take(rows).padded()) for rows in groups]
-        answers = {}
-        for repetition in repetitions:
+        answers: dict[int, NDArray[np.float32]] = {}
+        asked = set(repetitions)
+        for group in self._groups:
+            wanted = asked.intersection(group.repetitions)
+            if not wanted:
+                continue
             start = time.perf_counter()
-            session = self._sessions[repetition]
             if groups is None:
-                answer = session.run_padded(*whole)
+                every = group.run_padded(*whole)
             else:
-                answer = np.empty((len(batch), self.num_buckets), np.float32)
+                shape = (len(batch), len(group.repetitions), self.num_buckets)
+                every = np.empty(shape, np.float32)
                 for rows, padded in parts:
-                    answer[rows] = session.run_padded(*padded)
-            answers[repetition] = answer
-            if observe is not None:
-                observe(repetition, time.perf_counter() - start)
-        return answers
+                    every[rows] = group.run_padded(*padded)
+            seconds = (time.perf_counter() - start) / len(wanted)
+            for at, repetition in enumerate(group.repetitions):
+                if repetition in wanted:
+                    answers[repetition] = every[:, at]
+                    if observe is not None:
+                        observe(repetition, seconds)
+        return {repetition: answers[repetition] for repetition in repetitions}
 
     def run_encoded(
         self,
@@ -223,12 +260,12 @@ class LoadedBundle:
                 observe(repetition, share)
 
 
-def _measure(session: RepetitionSession) -> RunCost:
+def _measure(group: RepetitionGroup) -> RunCost:
     """Time three shapes of padding, which is what grouping saves."""
 
     def seconds(rows: int, width: int) -> float:
         indices, values = np.zeros((rows, width), np.int32), np.zeros((rows, width), np.float32)
-        return _median(lambda: session.run_padded(indices, values))
+        return _median(lambda: group.run_padded(indices, values))
 
     one, many, wide = seconds(1, 8), seconds(16, 8), seconds(16, 256)
     entry = max(wide - many, 0.0) / (16 * 248)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -18,15 +18,20 @@ from mach.inference.libraries import preload, why_cuda_fails
 __all__ = [
     "LOSSES",
     "PROVIDERS",
+    "WARM_UP_SIZES",
     "Provider",
     "RepetitionSession",
     "check_loss",
     "check_model",
     "open_session",
     "resolve_provider",
+    "warm_up",
 ]
 
 _FLOAT = np.float32
+
+#: Rows of the runs that warm a model up.
+WARM_UP_SIZES = (1, 8)
 
 #: How ONNX writes that a tensor lies in another file: the entry whose key is ``location``. A
 #: parser also takes its tag and its length with bytes to spare, which a writer may use to hide it.
@@ -220,23 +225,36 @@ class RepetitionSession:
         (output,) = self._session.run(["log_probabilities"], {"indices": indices, "values": values})
         return cast("NDArray[np.float32]", output)
 
-    def warm_up(self, batch_sizes: tuple[int, ...] = (1, 8)) -> None:
+    def warm_up(self, batch_sizes: Sequence[int] = WARM_UP_SIZES) -> None:
         """Run on made-up rows so that the first real query finds memory and kernels ready.
 
         Raises:
             BundleError: if the model does not run or its answers are no log-probabilities.
         """
-        name = repetition_file(self.repetition)
         for size in batch_sizes:
-            try:
-                rows = self.run_padded(np.zeros((size, 16), np.int32), np.zeros((size, 16), _FLOAT))
-            except Exception as error:
-                raise BundleError(f"{name} does not run: {error}") from error
-            if rows.shape != (size, self.num_buckets) or rows.dtype != _FLOAT:
-                raise BundleError(
-                    f"{name} answers {rows.dtype} of shape {rows.shape}, "
-                    f"expected float32 of shape {(size, self.num_buckets)}"
-                )
-            with np.errstate(all="ignore"):
-                if not np.allclose(np.exp(rows).sum(axis=1), 1, atol=1e-2):
-                    raise BundleError(f"{name} answers what are no log-probabilities")
+            name = repetition_file(self.repetition)
+            warm_up(name, self.run_padded, size, (size, self.num_buckets))
+
+
+def warm_up(
+    name: str,
+    run: Callable[[NDArray[np.int32], NDArray[np.float32]], NDArray[np.float32]],
+    size: int,
+    shape: tuple[int, ...],
+) -> None:
+    """Run ``size`` made-up rows.
+
+    Raises:
+        BundleError: if ``name`` does not run, or its answers are no log-probabilities of ``shape``.
+    """
+    try:
+        rows = run(np.zeros((size, 16), np.int32), np.zeros((size, 16), _FLOAT))
+    except Exception as error:
+        raise BundleError(f"{name} does not run: {error}") from error
+    if rows.shape != shape or rows.dtype != _FLOAT:
+        raise BundleError(
+            f"{name} answers {rows.dtype} of shape {rows.shape}, expected float32 of shape {shape}"
+        )
+    with np.errstate(all="ignore"):
+        if not np.allclose(np.exp(rows).sum(axis=-1), 1, atol=1e-2):
+            raise BundleError(f"{name} answers what are no log-probabilities")

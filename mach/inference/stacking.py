@@ -74,7 +74,7 @@ def unpack_rows(packed: NDArray[np.int8]) -> NDArray[np.int8]:
 
 
 def import_onnx() -> Any:
-    """The package ``onnx``, which only GPUs need.
+    """The package ``onnx``, which is needed where models are taken apart.
 
     Raises:
         ConfigError: if it is missing.

@@ -13,7 +13,7 @@ Options = list[tuple[str, int | str]]
 def server_options(
     *,
     max_message_bytes: int,
-    max_waiting_calls: int = 128,
+    max_waiting_calls: int = 1000,
     max_concurrent_streams: int | None = None,
     reuse_port: bool = False,
     max_connection_age: float = 0.0,
@@ -28,7 +28,7 @@ def server_options(
         max_message_bytes: the largest message received or sent.
         max_waiting_calls: calls that have arrived and that the event loop has not yet taken up,
             which it does one at a time. Beyond, gRPC's core drops more and more of what comes,
-            from twice as many on all of it; their callers see CANCELLED at once. That costs a
+            an eighth further all of it; their callers see CANCELLED at once. That costs a
             fraction of a refusal in Python, so that an overload leaves time for answers.
         max_concurrent_streams: calls at once on a connection.
         reuse_port: whether other processes may listen on the same port.
@@ -41,7 +41,7 @@ def server_options(
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.server.max_pending_requests", max_waiting_calls),
-        ("grpc.server.max_pending_requests_hard_limit", 2 * max_waiting_calls),
+        ("grpc.server.max_pending_requests_hard_limit", -(-max_waiting_calls * 9 // 8)),
         ("grpc.keepalive_time_ms", 2 * _KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),

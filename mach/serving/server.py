@@ -106,6 +106,7 @@ async def serve(
             interceptors=around,
             options=server_options(
                 max_message_bytes=settings.max_message_bytes,
+                max_waiting_calls=settings.max_waiting_calls,
                 reuse_port=reuse_port,
                 max_connection_age=settings.max_connection_age_seconds,
                 connection_grace=settings.drain_seconds,

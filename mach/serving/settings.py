@@ -113,6 +113,9 @@ class ServingSettings(BaseSettings):
     """The largest gRPC message received or sent."""
     max_concurrent_rpcs: int = Field(4096, ge=1)
     """Calls in flight beyond which new ones are refused with RESOURCE_EXHAUSTED."""
+    max_waiting_calls: int = Field(1000, ge=1, le=1_000_000)
+    """Calls that have arrived and were not yet looked at, beyond which gRPC drops new ones, which
+    takes next to no time: their callers see CANCELLED at once."""
     max_connection_age_seconds: float = Field(0.0, ge=0, le=86_400)
     """Ask a client to connect anew after so long, give or take a tenth: behind a load balancer
     that balances connections, only so do new servers get their share. 0 never does."""

@@ -23,7 +23,7 @@ class GatedBundle(LoadedBundle):
     """Inference waits until ``gate`` is set; ``calls`` lists the rows and repetitions of each."""
 
     def __init__(self, loaded: LoadedBundle) -> None:
-        super().__init__(loaded.bundle, loaded._sessions.values())
+        super().__init__(loaded.bundle, loaded._groups)
         self.gate = threading.Event()
         self.started = threading.Event()
         self.calls: list[tuple[int, tuple[int, ...]]] = []

@@ -52,7 +52,7 @@ def test_rows_answer_alike_alone_together_and_in_groups(loaded, lengths, seed):
     )
     alone = np.concatenate([loaded.run(batch.rows(i, i + 1), [2])[2] for i in range(len(lengths))])
     together = loaded.run(batch, [2])[2]
-    grouping = LoadedBundle(loaded.bundle, loaded._sessions.values())
+    grouping = LoadedBundle(loaded.bundle, loaded._groups)
     grouping.cost = RunCost(1e-9, 0, 1)  # padding is what costs: as many groups as lengths
     grouped = grouping.run(batch, [2])[2]
     np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-5)
