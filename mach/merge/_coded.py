@@ -31,8 +31,9 @@ class CodedScan(NamedTuple):
 
     scores: NDArray[np.float32]  # (n, B)
     codes: NDArray[np.uint8]  # (n, B)
-    columns: NDArray[Any]  # (R, K): buckets
+    columns: NDArray[Any]  # buckets of products from ``base`` on, a row a repetition
     repetitions: NDArray[np.int64]  # (n,): which rows of ``columns``
+    base: int
     bitmap: NDArray[np.uint8]  # products allowed, one bit each; or empty
     heap_scores: NDArray[np.float64]  # (k,)
     heap_classes: NDArray[np.int64]  # (k,)
@@ -84,12 +85,13 @@ def _most(reached: Float, top_sum: Float, top_magnitude: Float, rows: Int, step:
 def _add_codes(scan: CodedScan, start: Int, length: Int, sums: NDArray[np.uint16]) -> None:
     """Add up the codes of consecutive products: two repetitions at a time."""
     n = scan.codes.shape[0]
+    first = start - scan.base
     sums[:length] = 0
     q = 0
     while q + 2 <= n:
         row0, row1 = scan.codes[q], scan.codes[q + 1]
-        column0 = scan.columns[scan.repetitions[q], start : start + length]
-        column1 = scan.columns[scan.repetitions[q + 1], start : start + length]
+        column0 = scan.columns[scan.repetitions[q], first : first + length]
+        column1 = scan.columns[scan.repetitions[q + 1], first : first + length]
         for f in range(np.uint64(length)):
             sums[f] += np.uint16(row0[np.uint64(column0[f])]) + np.uint16(
                 row1[np.uint64(column1[f])]
@@ -97,7 +99,7 @@ def _add_codes(scan: CodedScan, start: Int, length: Int, sums: NDArray[np.uint16
         q += 2
     if q < n:
         row = scan.codes[q]
-        column = scan.columns[scan.repetitions[q], start : start + length]
+        column = scan.columns[scan.repetitions[q], first : first + length]
         for f in range(np.uint64(length)):
             sums[f] += np.uint16(row[np.uint64(column[f])])
 
@@ -107,7 +109,8 @@ def _offer(scan: CodedScan, label: Int, size: Int) -> Int:
     """Score a product exactly, as the float64 sum in order of repetition; the heap's new size."""
     total = 0.0
     for q in range(scan.scores.shape[0]):
-        total += np.float64(scan.scores[q, np.int64(scan.columns[scan.repetitions[q], label])])
+        bucket = np.int64(scan.columns[scan.repetitions[q], label - scan.base])
+        total += np.float64(scan.scores[q, bucket])
     return heap_push(scan.heap_scores, scan.heap_classes, size, total, label)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.merge._coded import MOST_ROWS, CodedScan, encode, scan_codes
+from mach.merge._columns import SLICE
 from mach.merge._plan import AffinePlan, StoredPlan
 from mach.merge._query import HEAP_SIZE, MEMBERS, REACHED
 from mach.merge._ring import LIMIT, PROVEN, ring_search
@@ -21,7 +22,8 @@ from mach.merge.result import TopKResult, WorkBudget
 __all__ = ["SCAN_SLICE", "Index", "Plan", "Search", "may_walk"]
 
 # Costs in nanoseconds on one core of a Zen 3 server, to choose between walking and scanning.
-_SCAN_CODES, _SCAN_STORED, _SCAN_LIST, _SCAN_AFFINE = 0.35, 0.6, 0.9, 0.9  # a repetition's
+_SCAN_CODES, _SCAN_LIST = 0.35, 0.9  # a repetition's
+_FILL_AFFINE, _FILL_STORED = 0.3, 0.3  # to find a product's bucket, where buckets are not kept
 _WALK_BUCKET, _WALK_FIXED = 3.0, 100_000.0  # to prepare a repetition's bucket; a search
 
 _LISTED_SHARE = 1 / 8  # of a repetition's buckets that are sorted, and may be walked
@@ -45,15 +47,25 @@ class Index(NamedTuple):
 
     def scan_unit(self, rows: int, listed: bool) -> float:
         """Nanoseconds that a scan takes for a product and repetition."""
-        if self.may_code(rows, listed):
-            return _SCAN_CODES
-        if listed:
+        if not self.may_code(rows, listed):
             return _SCAN_LIST
-        return _SCAN_AFFINE if self.has_hash else _SCAN_STORED
+        if self.has_columns:
+            return _SCAN_CODES
+        return _SCAN_CODES + (_FILL_AFFINE if self.has_hash else _FILL_STORED)
+
+    @property
+    def has_columns(self) -> bool:
+        """Whether all buckets are kept side by side."""
+        return len(self.columns) > 0
+
+    @property
+    def slice(self) -> int:
+        """Products that the queries of a batch scan in turn."""
+        return SCAN_SLICE if self.has_columns else SLICE
 
     def may_code(self, rows: int, listed: bool) -> bool:
         """Whether products can be scored from 8-bit codes first."""
-        return len(self.columns) > 0 and rows <= MOST_ROWS and not listed
+        return rows <= MOST_ROWS and not listed
 
 
 class Plan(NamedTuple):
@@ -128,8 +140,9 @@ class Search:
         found = self.begin(workspace)
         while found is None:
             stop = self.to_scan
-            if self.deadline < np.inf:
-                stop = self.position + SCAN_SLICE
+            fills = self.codes is not None and not self.index.has_columns
+            if fills or self.deadline < np.inf:
+                stop = self.position + self.index.slice
             found = self.advance(stop, workspace)
         return found
 
@@ -234,11 +247,16 @@ class Search:
         if self.allowed is not None and self.listed is None and self.allowed.bitmap is not None:
             bitmap = self.allowed.bitmap
         if self.codes is not None:
+            columns, rows, base = self.index.columns, self.plan.rows, 0
+            if not self.index.has_columns:
+                slices = workspace.slices(columns.dtype)
+                columns, rows, base = slices.at(self.plan.compiled, begun, stop), slices.rows, begun
             coded = CodedScan(
                 scores=self.scores,
                 codes=self.codes,
-                columns=self.index.columns,
-                repetitions=self.plan.rows,
+                columns=columns,
+                repetitions=rows,
+                base=base,
                 bitmap=bitmap,
                 heap_scores=self.heap_scores,
                 heap_classes=self.heap_classes,

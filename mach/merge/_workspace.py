@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
+from mach.merge._columns import Slices
 from mach.merge._lists import Schedule
 from mach.merge._query import STATE_SIZE, Query
 from mach.merge._scan import CHUNK
@@ -50,9 +53,16 @@ class Workspace:
             costs=np.empty(rows * _STEPS + 1, np.float64),
         )
         self._tally: Tally | None = None
+        self._slices: Slices | None = None
         self.chunk_sums = np.empty(CHUNK, np.float32)
         self.chunk_spare = np.empty(CHUNK, np.float32)
         self.chunk_labels = np.empty(CHUNK, np.uint32)
+
+    def slices(self, dtype: np.dtype[Any]) -> Slices:
+        """Room for slices of a table whose buckets are of ``dtype``."""
+        if self._slices is None:
+            self._slices = Slices(self.rows, dtype)
+        return self._slices
 
     def tally(self, room: int) -> Tally:
         """The arrays for tallying, where ``room`` products are wanted."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mach.errors import InvalidInput
 from mach.merge._lists import survey
 from mach.merge._plan import AffinePlan, plan_affine, plan_stored
-from mach.merge._search import SCAN_SLICE, Index, Plan, Search, may_walk
+from mach.merge._search import Index, Plan, Search, may_walk
 from mach.merge._workspace import Workspace
 from mach.merge.products import ProductSet
 from mach.merge.result import TopKResult, WorkBudget
@@ -114,10 +114,12 @@ class TopK:
                     for one in scores
                 ]
             searches = [self._new_search(plan, one, k, workspace, allowed, None) for one in scores]
+            if self.table.num_classes <= self._index.slice:
+                return [search.run(workspace) for search in searches]
             found = [search.begin(workspace) for search in searches]
             stop = 0
             while left := [n for n, result in enumerate(found) if result is None]:
-                stop += SCAN_SLICE
+                stop += self._index.slice
                 for n in left:
                     found[n] = searches[n].advance(stop, workspace)
         return [result for result in found if result is not None]
@@ -178,4 +180,4 @@ class TopK:
                     search.tally(0.0, workspace)
                     search.walk(0.0, workspace)
                 search.prepare_scan()
-                search.advance(classes, workspace)
+                search.advance(min(classes, self._index.slice), workspace)

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from mach.errors import InvalidInput
 from mach.hashing import UniversalHash
-from mach.merge import BucketTable, MergeRule, ProductSet, TopK, _search, _workspace
-from mach.merge._plan import BY_BITS
+from mach.merge import BucketTable, MergeRule, ProductSet, TopK, _search, _workspace, engine
+from mach.merge._columns import SLICE, Slices
+from mach.merge._plan import BY_BITS, plan_affine
 from mach.merge.reference import reference_top_k
 
 # The first test compiles, which takes a while on a busy machine.
@@ -75,11 +76,11 @@ def make_table(family, rng, classes, buckets, repetitions):
     return BucketTable.from_assignment(assignment, buckets), assignment
 
 
-WAYS = ["tally", "ring", "scan"]
+WAYS = ["tally", "ring", "scan", "filled"]
 
 
 def search(table, scores, k, *, way, **options):
-    """Search in one of three ways, however few the products.
+    """Search in one of these ways, however few the products.
 
     To tally takes several parts of the products, little room and few buckets at first, so that
     all that happens at larger sizes happens.
@@ -88,7 +89,7 @@ def search(table, scores, k, *, way, **options):
     with (
         mock.patch.multiple(
             _search,
-            _WALK_FIXED=1e18 if way == "scan" else -1.0,
+            _WALK_FIXED=1e18 if way in ("scan", "filled") else -1.0,
             _WALK_BUCKET=0.0,
             _WALK_SHARE=1e18,
             _WALK_MOST=1e18,
@@ -97,6 +98,7 @@ def search(table, scores, k, *, way, **options):
             _SORTED_SHARE=1.0,
         ),
         mock.patch.multiple(_workspace, **small),
+        mock.patch.object(engine, "_COLUMNS_BYTES", -1 if way == "filled" else 1 << 27),
     ):
         return TopK(table, warm=False).search(scores, k, **options)
 
@@ -214,12 +216,41 @@ def test_more_buckets_than_classes_and_k_at_least_classes():
     check(result, *reference_top_k(scores, full, 50))
 
 
-def test_a_batch_is_the_queries_one_by_one():
+@pytest.mark.parametrize("kept", [1 << 27, -1])
+@pytest.mark.parametrize("classes", [5000, 70_000])
+@pytest.mark.parametrize("family", ["hash", "random"])
+def test_a_batch_is_the_queries_one_by_one(family, classes, kept, monkeypatch):
+    monkeypatch.setattr(engine, "_COLUMNS_BYTES", kept)
     rng = np.random.default_rng(5)
-    table, full = make_table("hash", rng, 5000, 100, 4)
+    table, full = make_table(family, rng, classes, 100, 4)
     scores = np.stack([draw_scores(kind, rng, 4, 100) for kind in KINDS])
     for one, result in zip(scores, TopK(table).search_batch(scores, 20), strict=True):
         check(result, *reference_top_k(one, full, 20))
+
+
+@pytest.mark.parametrize("buckets", [1, 7, 4096, 65_536, 70_001, 100_000])
+@pytest.mark.parametrize("family", ["hash", "random"])
+def test_slices_are_filled_with_every_products_buckets(family, buckets):
+    rng = np.random.default_rng(buckets)
+    table, full = make_table(family, rng, 50_000, buckets, 4)
+    for chosen in ([0, 1, 2, 3], [2]):
+        rows = np.array(chosen)
+        plan = TopK(table, warm=False)._plan(rows).compiled
+        slices = Slices(len(rows), table.dtype)
+        for start, stop in ((0, SLICE), (SLICE, 2 * SLICE), (49_000, 50_000), (3, 4), (0, 5000)):
+            found = slices.at(plan, start, stop)[:, : stop - start]
+            np.testing.assert_array_equal(found, full[rows, start:stop])
+
+
+def test_slices_of_the_largest_primes():
+    hashes = UniversalHash.draw(2**31 - 2, 1000, 2, 0)
+    table = BucketTable.from_hash(hashes, 2**31 - 2)
+    slices, last = Slices(2, table.dtype), 2**31 - 2
+    plan = plan_affine(table.hash, np.arange(2))
+    found = slices.at(plan, last - 9000, last)[:, :9000]
+    labels = np.arange(last - 9000, last)
+    for repetition in range(2):
+        np.testing.assert_array_equal(found[repetition], hashes.buckets(repetition, labels))
 
 
 @pytest.mark.parametrize(
