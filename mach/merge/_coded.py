@@ -18,7 +18,7 @@ from mach.merge._bits import is_allowed
 from mach.merge._select import heap_push, kth_largest
 from mach.merge._types import Float, Int
 
-__all__ = ["MOST_ROWS", "CodedScan", "encode", "scan_codes"]
+__all__ = ["MOST_ROWS", "CodedScan", "as_words", "encode", "scan_codes"]
 
 MOST_ROWS = 257  # 255 a repetition is the largest code, 65,535 the largest sum
 _CHUNK, _BLOCK = 4096, 256
@@ -32,11 +32,19 @@ class CodedScan(NamedTuple):
     scores: NDArray[np.float32]  # (n, B)
     codes: NDArray[np.uint8]  # (n, B)
     columns: NDArray[Any]  # buckets of products from ``base`` on, a row a repetition
+    words: NDArray[np.uint64]  # the same, four buckets of 16 bits a word; or empty
     repetitions: NDArray[np.int64]  # (n,): which rows of ``columns``
     base: int
     bitmap: NDArray[np.uint8]  # products allowed, one bit each; or empty
     heap_scores: NDArray[np.float64]  # (k,)
     heap_classes: NDArray[np.int64]  # (k,)
+
+
+def as_words(columns: NDArray[Any]) -> NDArray[np.uint64]:
+    """Rows of 16-bit buckets, in number a multiple of four, as 64-bit words; else nothing."""
+    if columns.dtype != np.uint16 or columns.shape[1] % 4:
+        return np.empty((0, 0), np.uint64)
+    return columns.view(np.uint64)
 
 
 @njit(nogil=True, cache=True)
@@ -82,25 +90,47 @@ def _most(reached: Float, top_sum: Float, top_magnitude: Float, rows: Int, step:
 
 
 @njit(nogil=True, cache=True)
+def _add_two(
+    row0: NDArray[np.uint8],
+    row1: NDArray[np.uint8],
+    words0: NDArray[np.uint64],
+    words1: NDArray[np.uint64],
+    sums: NDArray[np.uint16],
+) -> None:
+    """Add the codes of two repetitions, four buckets of 16 bits a read."""
+    low, one, two, three = np.uint64(0xFFFF), np.uint64(16), np.uint64(32), np.uint64(48)
+    f = np.uint64(0)
+    for w in range(np.uint64(words0.shape[0])):
+        a, b = words0[w], words1[w]
+        sums[f] += np.uint16(row0[a & low]) + np.uint16(row1[b & low])
+        f += np.uint64(1)
+        sums[f] += np.uint16(row0[(a >> one) & low]) + np.uint16(row1[(b >> one) & low])
+        f += np.uint64(1)
+        sums[f] += np.uint16(row0[(a >> two) & low]) + np.uint16(row1[(b >> two) & low])
+        f += np.uint64(1)
+        sums[f] += np.uint16(row0[a >> three]) + np.uint16(row1[b >> three])
+        f += np.uint64(1)
+
+
+@njit(nogil=True, cache=True)
 def _add_codes(scan: CodedScan, start: Int, length: Int, sums: NDArray[np.uint16]) -> None:
     """Add up the codes of consecutive products: two repetitions at a time."""
     n = scan.codes.shape[0]
     first = start - scan.base
     sums[:length] = 0
-    q = 0
-    while q + 2 <= n:
-        row0, row1 = scan.codes[q], scan.codes[q + 1]
-        column0 = scan.columns[scan.repetitions[q], first : first + length]
-        column1 = scan.columns[scan.repetitions[q + 1], first : first + length]
-        for f in range(np.uint64(length)):
-            sums[f] += np.uint16(row0[np.uint64(column0[f])]) + np.uint16(
-                row1[np.uint64(column1[f])]
-            )
-        q += 2
-    if q < n:
+    begin = np.int64(0)  # what is not read in words
+    if scan.words.shape[0] > 0 and first % 4 == 0:
+        word, past = first // 4, (first + length) // 4
+        for q in range(0, n - 1, 2):
+            words0 = scan.words[scan.repetitions[q], word:past]
+            words1 = scan.words[scan.repetitions[q + 1], word:past]
+            _add_two(scan.codes[q], scan.codes[q + 1], words0, words1, sums)
+        begin = 4 * (past - word)
+    for q in range(n):
+        at = begin if q + 1 < n or n % 2 == 0 else np.int64(0)
         row = scan.codes[q]
         column = scan.columns[scan.repetitions[q], first : first + length]
-        for f in range(np.uint64(length)):
+        for f in range(np.uint64(at), np.uint64(length)):
             sums[f] += np.uint16(row[np.uint64(column[f])])
 
 

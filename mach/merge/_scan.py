@@ -1,8 +1,7 @@
 """Compiled search by scoring every product, or every product of a list, in cached chunks.
 
-For tables whose buckets are not kept side by side (see ``_coded``), and for lists. Sums are
-float32 first; only what they cannot rule out is summed again in float64, in the order of
-repetitions.
+For lists, and for more repetitions than codes can add up (see ``_coded``). Sums are float32
+first; only what they cannot rule out is summed again in float64, in the order of repetitions.
 """
 
 from __future__ import annotations

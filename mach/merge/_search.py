@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.merge._coded import MOST_ROWS, CodedScan, encode, scan_codes
+from mach.merge._coded import MOST_ROWS, CodedScan, as_words, encode, scan_codes
 from mach.merge._columns import SLICE
 from mach.merge._plan import AffinePlan, StoredPlan
 from mach.merge._query import HEAP_SIZE, MEMBERS, REACHED
@@ -42,7 +42,8 @@ class Index(NamedTuple):
     """What is searched."""
 
     num_classes: int
-    columns: NDArray[Any]  # (R, K): buckets, where they are kept; or empty
+    columns: NDArray[Any]  # (R, K or more): buckets, where they are kept; or empty
+    words: NDArray[np.uint64]  # see `_coded.as_words`
     has_hash: bool  # or an explicit assignment
 
     def scan_unit(self, rows: int, listed: bool) -> float:
@@ -247,14 +248,17 @@ class Search:
         if self.allowed is not None and self.listed is None and self.allowed.bitmap is not None:
             bitmap = self.allowed.bitmap
         if self.codes is not None:
-            columns, rows, base = self.index.columns, self.plan.rows, 0
+            columns, words = self.index.columns, self.index.words
+            rows, base = self.plan.rows, 0
             if not self.index.has_columns:
                 slices = workspace.slices(columns.dtype)
                 columns, rows, base = slices.at(self.plan.compiled, begun, stop), slices.rows, begun
+                words = as_words(columns)
             coded = CodedScan(
                 scores=self.scores,
                 codes=self.codes,
                 columns=columns,
+                words=words,
                 repetitions=rows,
                 base=base,
                 bitmap=bitmap,

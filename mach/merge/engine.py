@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.errors import InvalidInput
+from mach.merge._coded import as_words
 from mach.merge._lists import survey
 from mach.merge._plan import AffinePlan, plan_affine, plan_stored
 from mach.merge._search import Index, Plan, Search, may_walk
@@ -45,8 +46,9 @@ class TopK:
         columns = np.empty((0, 0), table.dtype)
         size = table.num_repetitions * table.num_classes * table.dtype.itemsize
         if size <= _COLUMNS_BYTES:
-            columns = table.columns()
-        self._index = Index(table.num_classes, columns, table.hash is not None)
+            columns = np.zeros((table.num_repetitions, -(-table.num_classes // 4) * 4), table.dtype)
+            columns[:, : table.num_classes] = table.columns()
+        self._index = Index(table.num_classes, columns, as_words(columns), table.hash is not None)
         if warm:
             self._warm()
 
