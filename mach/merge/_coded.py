@@ -15,15 +15,25 @@ from numba import njit
 from numpy.typing import NDArray
 
 from mach.merge._bits import is_allowed
-from mach.merge._select import heap_push, kth_largest
-from mach.merge._types import Float, Int
+from mach.merge._select import heap_push
+from mach.merge._types import Bool, Float, Int
 
-__all__ = ["MOST_ROWS", "CodedScan", "as_words", "encode", "scan_codes"]
+__all__ = [
+    "MOST_ROWS",
+    "PAST_ALL",
+    "CodedScan",
+    "as_words",
+    "encode",
+    "is_done",
+    "offer_chunk",
+    "scan_codes",
+]
 
 MOST_ROWS = 257  # 255 a repetition is the largest code, 65,535 the largest sum
-_CHUNK, _BLOCK = 4096, 256
+_CHUNK, _BLOCK = 4096, 256  # summed up together, in the first-level cache; looked through
 _SAMPLE = 64
 _MOST = 65_535
+PAST_ALL = 2**62
 
 
 class CodedScan(NamedTuple):
@@ -38,6 +48,10 @@ class CodedScan(NamedTuple):
     bitmap: NDArray[np.uint8]  # products allowed, one bit each; or empty
     heap_scores: NDArray[np.float64]  # (k,)
     heap_classes: NDArray[np.int64]  # (k,)
+    step: float  # what a code of one stands for
+    reached: float  # a score known to be reached by k products, or -inf
+    top_sum: float  # of the rows' best scores
+    top_magnitude: float  # of their absolute values
 
 
 def as_words(columns: NDArray[Any]) -> NDArray[np.uint64]:
@@ -148,64 +162,77 @@ def _offer(scan: CodedScan, label: Int, size: Int) -> Int:
 def _best_codes(
     scan: CodedScan, sums: NDArray[np.uint16], start: Int, length: Int, wanted: Int
 ) -> Int:
-    """A sum of codes that ``wanted`` allowed products of a chunk, or all there are, do not exceed.
-
-    What is not allowed gets the largest sum.
-    """
-    falling = np.empty(length, np.float32)
+    """A sum of codes that ``wanted`` allowed products, or all there are, do not exceed."""
+    counts = np.zeros(255 * scan.codes.shape[0] + 1, np.int32)
     for f in range(length):
-        if not is_allowed(scan.bitmap, start + f):
-            sums[f] = _MOST
-        falling[f] = -np.float32(sums[f])
-    return np.int64(-kth_largest(falling, length, min(wanted, length)))
+        counts[sums[f]] += is_allowed(scan.bitmap, start + f)
+    found = np.int64(0)
+    for most in range(counts.shape[0]):
+        found += counts[most]
+        if found >= wanted:
+            return np.int64(most)
+    return np.int64(_MOST)
+
+
+@njit(nogil=True, cache=True)
+def _most_of(scan: CodedScan, least: Float) -> Int:
+    return _most(least, scan.top_sum, scan.top_magnitude, scan.codes.shape[0], scan.step)
+
+
+@njit(nogil=True, cache=True)
+def offer_chunk(
+    scan: CodedScan, sums: NDArray[np.uint16], chunk: Int, length: Int, size: Int
+) -> Int:
+    """Offer the products from ``chunk`` on, with these sums of codes; the heap's new size."""
+    k = scan.heap_scores.shape[0]
+    first = np.int64(-1)  # sums up to this one are done
+    if size < k and scan.reached == -np.inf:
+        first = _best_codes(scan, sums, chunk, length, k - size)
+        for f in range(length):
+            if np.int64(sums[f]) <= first and is_allowed(scan.bitmap, chunk + f):
+                size = _offer(scan, chunk + f, size)
+    least = scan.reached
+    if size == k:
+        least = max(least, scan.heap_scores[0])
+    most = _most_of(scan, least)
+    for block in range(0, length, _BLOCK):
+        past = min(block + _BLOCK, length)
+        smallest = np.uint16(_MOST)
+        for f in range(np.uint64(block), np.uint64(past)):
+            smallest = min(smallest, sums[f])
+        if np.int64(smallest) > most:
+            continue
+        for f in range(block, past):
+            if first < np.int64(sums[f]) <= most and is_allowed(scan.bitmap, chunk + f):
+                size = _offer(scan, chunk + f, size)
+                if size == k and scan.heap_scores[0] > least:
+                    least = scan.heap_scores[0]
+                    most = _most_of(scan, least)
+    return size
+
+
+@njit(nogil=True, cache=True)
+def is_done(scan: CodedScan, size: Int) -> Bool:
+    """Whether no product further on can be better: a tie with the worst kept comes after it."""
+    return size == scan.heap_scores.shape[0] and scan.heap_scores[0] >= scan.top_sum
 
 
 @njit(nogil=True, cache=True)
 def scan_codes(
-    scan: CodedScan,
-    step: Float,
-    start: Int,
-    end: Int,
-    size: Int,
-    reached: Float,
-    top_sum: Float,
-    top_magnitude: Float,
+    scan: CodedScan, start: Int, end: Int, size: Int, sums: NDArray[np.uint16]
 ) -> tuple[Int, Int]:
     """Offer products ``start`` to ``end`` to a heap of ``size``.
 
-    ``reached`` is a score known to be reached by k products, or -inf; ``top_sum`` the sum of the
-    rows' best scores and ``top_magnitude`` that of their absolute values. Returns where to go on,
-    past all products if none further on can be better, and the heap's new size.
+    ``sums`` is room for those of the products offered together: the more, the fewer are scored
+    that later ones turn out to be better than. Returns where to go on, past all products if none
+    further on can be better, and the heap's new size.
     """
-    k = scan.heap_scores.shape[0]
-    n = scan.codes.shape[0]
-    sums = np.empty(_CHUNK, np.uint16)
-    for chunk in range(start, end, _CHUNK):
-        if size == k and scan.heap_scores[0] >= top_sum:
-            return 2**62, size  # a tie with the worst kept comes after it: classes rise
-        length = min(_CHUNK, end - chunk)
-        _add_codes(scan, chunk, length, sums)
-        first = np.int64(-1)  # sums up to this one are done
-        if size < k and reached == -np.inf:
-            first = _best_codes(scan, sums, chunk, length, k - size)
-            for f in range(length):
-                if np.int64(sums[f]) <= first and is_allowed(scan.bitmap, chunk + f):
-                    size = _offer(scan, chunk + f, size)
-        least = reached
-        if size == k:
-            least = max(least, scan.heap_scores[0])
-        most = _most(least, top_sum, top_magnitude, n, step)
-        for block in range(0, length, _BLOCK):
-            past = min(block + _BLOCK, length)
-            smallest = np.uint16(_MOST)
-            for f in range(np.uint64(block), np.uint64(past)):
-                smallest = min(smallest, sums[f])
-            if np.int64(smallest) > most:
-                continue
-            for f in range(block, past):
-                if first < np.int64(sums[f]) <= most and is_allowed(scan.bitmap, chunk + f):
-                    size = _offer(scan, chunk + f, size)
-                    if size == k and scan.heap_scores[0] > least:
-                        least = scan.heap_scores[0]
-                        most = _most(least, top_sum, top_magnitude, n, step)
+    for chunk in range(start, end, sums.shape[0]):
+        if is_done(scan, size):
+            return PAST_ALL, size
+        length = min(np.int64(sums.shape[0]), end - chunk)
+        for part in range(0, length, _CHUNK):
+            count = min(_CHUNK, length - part)
+            _add_codes(scan, chunk + part, count, sums[part : part + count])
+        size = offer_chunk(scan, sums, chunk, length, size)
     return end, size

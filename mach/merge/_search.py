@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.merge._coded import MOST_ROWS, CodedScan, as_words, encode, scan_codes
+from mach.merge._coded import MOST_ROWS, PAST_ALL, CodedScan, as_words, encode, scan_codes
 from mach.merge._columns import SLICE
 from mach.merge._plan import AffinePlan, StoredPlan
+from mach.merge._quartet import QUARTET, pack_codes, scan_four
 from mach.merge._query import HEAP_SIZE, MEMBERS, REACHED
 from mach.merge._ring import LIMIT, PROVEN, ring_search
 from mach.merge._scan import CHUNK, Scan, scan_products
@@ -19,7 +21,7 @@ from mach.merge._workspace import Workspace
 from mach.merge.products import ProductSet
 from mach.merge.result import TopKResult, WorkBudget
 
-__all__ = ["SCAN_SLICE", "Index", "Plan", "Search", "may_walk"]
+__all__ = ["SCAN_SLICE", "Index", "Plan", "Quartet", "Search", "may_walk"]
 
 # Costs in nanoseconds on one core of a Zen 3 server, to choose between walking and scanning.
 _SCAN_CODES, _SCAN_LIST = 0.35, 0.9  # a repetition's
@@ -244,41 +246,15 @@ class Search:
         """Score products up to the ``stop``-th to be scored; the result, if that was the last."""
         begun = self.position
         stop = min(stop, self.to_scan, begun + self.most - self.candidates)
-        bitmap = _NO_BITMAP
-        if self.allowed is not None and self.listed is None and self.allowed.bitmap is not None:
-            bitmap = self.allowed.bitmap
         if self.codes is not None:
-            columns, words = self.index.columns, self.index.words
-            rows, base = self.plan.rows, 0
-            if not self.index.has_columns:
-                slices = workspace.slices(columns.dtype)
-                columns, rows, base = slices.at(self.plan.compiled, begun, stop), slices.rows, begun
-                words = as_words(columns)
-            coded = CodedScan(
-                scores=self.scores,
-                codes=self.codes,
-                columns=columns,
-                words=words,
-                repetitions=rows,
-                base=base,
-                bitmap=bitmap,
-                heap_scores=self.heap_scores,
-                heap_classes=self.heap_classes,
-            )
+            coded = self._coded(stop, workspace)
             self.position, self.size = scan_codes(
-                coded,
-                self.step,
-                begun,
-                stop,
-                self.size,
-                self.reached,
-                self.top_sum,
-                self.top_magnitude,
+                coded, begun, stop, self.size, workspace.code_sums[0]
             )
         else:
             scan = Scan(
                 scores=self.scores,
-                bitmap=bitmap,
+                bitmap=self._bitmap_to_scan(),
                 listed=_NO_LIST if self.listed is None else self.listed,
                 heap_scores=self.heap_scores,
                 heap_classes=self.heap_classes,
@@ -296,10 +272,42 @@ class Search:
                 self.top_sum,
                 self.top_magnitude,
             )
+        return self._advanced(begun)
+
+    def _advanced(self, begun: int) -> TopKResult | None:
         self.candidates += min(self.position, self.to_scan) - begun
         if self.position >= self.to_scan:
             return self.result(-np.inf, True)
         return self._unfinished() if self.spent() else None
+
+    def _bitmap_to_scan(self) -> NDArray[np.uint8]:
+        if self.allowed is None or self.listed is not None or self.allowed.bitmap is None:
+            return _NO_BITMAP
+        return self.allowed.bitmap
+
+    def _coded(self, stop: int, workspace: Workspace) -> CodedScan:
+        """What scoring products up to ``stop`` from codes takes."""
+        assert self.codes is not None
+        columns, words, rows, base = self.index.columns, self.index.words, self.plan.rows, 0
+        if not self.index.has_columns:
+            slices = workspace.slices(columns.dtype)
+            columns = slices.at(self.plan.compiled, self.position, stop)
+            words, rows, base = as_words(columns), slices.rows, self.position
+        return CodedScan(
+            scores=self.scores,
+            codes=self.codes,
+            columns=columns,
+            words=words,
+            repetitions=rows,
+            base=base,
+            bitmap=self._bitmap_to_scan(),
+            heap_scores=self.heap_scores,
+            heap_classes=self.heap_classes,
+            step=self.step,
+            reached=float(self.reached),
+            top_sum=self.top_sum,
+            top_magnitude=self.top_magnitude,
+        )
 
     def _unfinished(self) -> TopKResult:
         """The best of what the walk and the part of a scan have found."""
@@ -325,3 +333,43 @@ class Search:
         if not proven and len(scores) == self.k:
             proven = bool(bound < scores[-1] - self.tolerance)
         return TopKResult(classes, scores, proven, bound, self.candidates)
+
+
+class Quartet:
+    """Four queries that score products together, see ``_quartet``.
+
+    All are of the same products and repetitions, without a budget, and have codes.
+    """
+
+    def __init__(self, searches: Sequence[Search]) -> None:
+        self.searches = searches
+        self.position = 0
+        codes = [search.codes for search in searches if search.codes is not None]
+        self.packed = pack_codes(codes[0], codes[1], codes[2], codes[3])
+        self._positions = np.zeros(QUARTET, np.int64)
+        self._sizes = np.zeros(QUARTET, np.int64)
+
+    def advance(self, stop: int, workspace: Workspace) -> list[TopKResult | None]:
+        """As :meth:`Search.advance`; what had a result before has none again."""
+        begun = self.position
+        stop = min(stop, self.searches[0].to_scan)
+        left = np.flatnonzero(self._positions != PAST_ALL).tolist()
+        for search in self.searches:
+            search.position = begun
+        first, second, third, fourth = (s._coded(stop, workspace) for s in self.searches)
+        scan_four(
+            (first, second, third, fourth),
+            self.packed,
+            begun,
+            stop,
+            self._positions,
+            self._sizes,
+            workspace.code_sums,
+        )
+        self.position = stop
+        found: list[TopKResult | None] = [None] * QUARTET
+        for i in left:
+            search = self.searches[i]
+            search.position, search.size = int(self._positions[i]), int(self._sizes[i])
+            found[i] = search._advanced(begun)
+        return found

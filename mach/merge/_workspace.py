@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from mach.merge._columns import Slices
 from mach.merge._lists import Schedule
+from mach.merge._quartet import QUARTET
 from mach.merge._query import STATE_SIZE, Query
 from mach.merge._scan import CHUNK
 from mach.merge._tally import Tally
@@ -18,6 +19,7 @@ __all__ = ["Workspace"]
 _BATCH = 2048  # members tested together, or those of one bucket
 _TALLIED = 1 << 18  # products tallied together
 _FOUND = 16_384  # that stand out by their tallies, kept to be scored
+_SUMMED = 65_536  # whose codes are summed up before they are scored
 _STEPS = 128  # a row's most blocks: each is a quarter longer than all before it
 
 
@@ -54,9 +56,17 @@ class Workspace:
         )
         self._tally: Tally | None = None
         self._slices: Slices | None = None
+        self._code_sums: NDArray[np.uint16] | None = None
         self.chunk_sums = np.empty(CHUNK, np.float32)
         self.chunk_spare = np.empty(CHUNK, np.float32)
         self.chunk_labels = np.empty(CHUNK, np.uint32)
+
+    @property
+    def code_sums(self) -> NDArray[np.uint16]:
+        """Room for sums of codes, a row for each of four queries."""
+        if self._code_sums is None:
+            self._code_sums = np.empty((QUARTET, _SUMMED), np.uint16)
+        return self._code_sums
 
     def slices(self, dtype: np.dtype[Any]) -> Slices:
         """Room for slices of a table whose buckets are of ``dtype``."""

@@ -14,7 +14,8 @@ from mach.errors import InvalidInput
 from mach.merge._coded import as_words
 from mach.merge._lists import survey
 from mach.merge._plan import AffinePlan, plan_affine, plan_stored
-from mach.merge._search import Index, Plan, Search, may_walk
+from mach.merge._quartet import QUARTET
+from mach.merge._search import Index, Plan, Quartet, Search, may_walk
 from mach.merge._workspace import Workspace
 from mach.merge.products import ProductSet
 from mach.merge.result import TopKResult, WorkBudget
@@ -116,14 +117,25 @@ class TopK:
                     for one in scores
                 ]
             searches = [self._new_search(plan, one, k, workspace, allowed, None) for one in scores]
-            if self.table.num_classes <= self._index.slice:
-                return [search.run(workspace) for search in searches]
             found = [search.begin(workspace) for search in searches]
+            left = [n for n, result in enumerate(found) if result is None]
+            fours = []
+            if left and searches[left[0]].codes is not None:
+                together = len(left) // QUARTET * QUARTET
+                for at in range(0, together, QUARTET):
+                    members = left[at : at + QUARTET]
+                    fours.append((members, Quartet([searches[n] for n in members])))
+                left = left[together:]
             stop = 0
-            while left := [n for n, result in enumerate(found) if result is None]:
+            while left or fours:
                 stop += self._index.slice
+                for members, four in fours:
+                    for n, result in zip(members, four.advance(stop, workspace), strict=True):
+                        found[n] = result or found[n]
                 for n in left:
                     found[n] = searches[n].advance(stop, workspace)
+                left = [n for n in left if found[n] is None]
+                fours = [(m, four) for m, four in fours if any(found[n] is None for n in m)]
         return [result for result in found if result is not None]
 
     def _plan(self, repetitions: Sequence[int] | NDArray[np.integer[Any]] | None) -> Plan:
@@ -183,3 +195,10 @@ class TopK:
                     search.walk(0.0, workspace)
                 search.prepare_scan()
                 search.advance(min(classes, self._index.slice), workspace)
+            if self._index.may_code(len(scores), False):
+                searches = [
+                    self._new_search(plan, scores, 1, workspace, None, None) for _ in range(QUARTET)
+                ]
+                for search in searches:
+                    search.prepare_scan()
+                Quartet(searches).advance(self._index.slice, workspace)
