@@ -9,7 +9,7 @@ import numpy as np
 
 from aggregator.coverage import Coverage
 from aggregator.featurizing import featurize
-from aggregator.merging import Merger, empty_result
+from aggregator.merging import Merger, Wanted, empty_result
 from aggregator.policy import Limits
 from aggregator.requests import Query, SearchOptions, check_row, check_text
 from aggregator.results import SearchAnswer, SearchResult, Timings
@@ -85,8 +85,9 @@ class LocalSearcher:
             rows = self._loaded.run(features, self._loaded.repetitions)
             inferred = perf_counter()
             merger = Merger(served, PlainScores(rows, served.rule), self._coverage)
-            for row in np.flatnonzero(known).tolist():
-                results[row] = merger.result(row, options, allowed)
+            asked = [Wanted(row, options, allowed) for row in np.flatnonzero(known).tolist()]
+            for one, result in zip(asked, merger.results(asked), strict=True):
+                results[one.row] = result
             merged = perf_counter()
         timings = Timings(
             featurize=featurized - started, shards=inferred - featurized, merge=merged - inferred

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +15,15 @@ from aggregator.results import RepetitionScore, SearchResult
 from aggregator.scores import Scores, read_scores
 from aggregator.served import ServedBundle
 from mach.features import SparseBatch
-from mach.merge import ProductSet
+from mach.merge import ProductSet, TopKResult
 from mach.wire import EncodedRows, encode_rows
 
 if TYPE_CHECKING:
     from aggregator.fanout import Job
 
-__all__ = ["MergeStats", "Merger", "empty_result", "merge_jobs", "warm_up"]
+__all__ = ["MergeStats", "Merger", "Wanted", "empty_result", "merge_jobs", "warm_up"]
+
+_TOGETHER = 16  # queries searched together: their scores stay in the caches
 
 
 @dataclass(slots=True)
@@ -49,8 +52,17 @@ def empty_result(coverage: Coverage, options: SearchOptions) -> SearchResult:
     )
 
 
+class Wanted(NamedTuple):
+    """One query of a batch."""
+
+    row: int
+    """Which row of the batch it is."""
+    options: SearchOptions
+    allowed: ProductSet | None
+
+
 class Merger:
-    """Merges the answers to one batch, query by query."""
+    """Merges the answers to one batch."""
 
     def __init__(self, served: ServedBundle, scores: Scores, coverage: Coverage) -> None:
         self.stats = MergeStats()
@@ -59,20 +71,38 @@ class Merger:
         self._coverage = coverage
         num_repetitions = served.manifest.num_repetitions
         self._all = len(scores.repetitions) == num_repetitions
-        shape = (len(scores.repetitions), served.manifest.num_buckets)
-        self._buffer = np.empty(shape, np.float32)
+        self._shape = (len(scores.repetitions), served.manifest.num_buckets)
+        self._buffer = np.empty((0, *self._shape), np.float32)
 
-    def result(
-        self, query: int, options: SearchOptions, allowed: ProductSet | None
-    ) -> SearchResult:
-        """Products for the query in row ``query`` of the batch."""
-        served, rows = self._served, self._rows
-        found = served.top_k.search(
-            rows.scores(query, self._buffer),
-            options.k,
+    def results(self, wanted: Sequence[Wanted]) -> list[SearchResult]:
+        """Products for each of some queries; those that ask alike are searched together."""
+        alike: dict[tuple[int, int], list[int]] = {}
+        for at, one in enumerate(wanted):
+            alike.setdefault((one.options.k, id(one.allowed)), []).append(at)
+        results: list[SearchResult | None] = [None] * len(wanted)
+        for places in alike.values():
+            for start in range(0, len(places), _TOGETHER):
+                part = places[start : start + _TOGETHER]
+                for at, found in zip(part, self._search([wanted[i] for i in part]), strict=True):
+                    results[at] = self._result(wanted[at], found)
+        return [result for result in results if result is not None]
+
+    def _search(self, wanted: Sequence[Wanted]) -> list[TopKResult]:
+        rows = self._rows
+        if len(self._buffer) < len(wanted):
+            self._buffer = np.empty((len(wanted), *self._shape), np.float32)
+        scores = self._buffer[: len(wanted)]
+        for one, out in zip(wanted, scores, strict=True):
+            rows.scores(one.row, out)
+        return self._served.top_k.search_batch(
+            scores,
+            wanted[0].options.k,
             repetitions=None if self._all else rows.repetitions,
-            allowed=allowed,
+            allowed=wanted[0].allowed,
         )
+
+    def _result(self, wanted: Wanted, found: TopKResult) -> SearchResult:
+        served, rows, options, query = self._served, self._rows, wanted.options, wanted.row
         self.stats.queries += 1
         self.stats.candidates += found.candidates
         self.stats.unproven += not found.proven
@@ -117,11 +147,16 @@ def merge_jobs(
     scores = read_scores(rows, encoding, len(features), num_buckets, served.rule)
     merger = Merger(served, scores, coverage)
     known = np.diff(features.splits) > 0
+    wanted = [
+        Wanted(row, job.options, job.allowed)
+        for job in jobs
+        for row in range(job.first_row, job.first_row + len(job))
+        if known[row]
+    ]
+    found = iter(merger.results(wanted))
     results = [
         [
-            merger.result(row, job.options, job.allowed)
-            if known[row]
-            else empty_result(coverage, job.options)
+            next(found) if known[row] else empty_result(coverage, job.options)
             for row in range(job.first_row, job.first_row + len(job))
         ]
         for job in jobs
@@ -137,5 +172,5 @@ def warm_up(served: ServedBundle, encoding: int) -> None:
     scores = read_scores(rows, encoding, 1, manifest.num_buckets, served.rule)
     coverage = Coverage(manifest.num_repetitions, manifest.num_repetitions, {})
     options = SearchOptions(k=min(10, manifest.num_classes), include_attributes=True, explain=True)
-    Merger(served, scores, coverage).result(0, options, None)
+    Merger(served, scores, coverage).results([Wanted(0, options, None)])
     served.featurizer.batch(["warm up"])

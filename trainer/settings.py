@@ -90,7 +90,7 @@ class TrainSettings(BaseModel):
     """Keep at most so many of them, the most frequent ones."""
     catalog_titles: bool = True
     """Use each product's title, if the catalog has any, as one more training query."""
-    title_weight: float = Field(0.3, gt=0)
+    title_weight: float = Field(1.0, gt=0)
     """Weight of such a query."""
     weight_power: float = Field(0.5, ge=0, le=1)
     """A query of total weight w counts as w to this power: 1 as often as asked, 0 once."""
