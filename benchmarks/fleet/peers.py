@@ -113,7 +113,7 @@ def peer_servers(setup: Setup, name: str) -> Iterator[list[str]]:
                             stderr=log,
                             cwd=place,
                             env={**os.environ, **environment},
-                            start_new_session=True,
+                            process_group=0,  # as ours are: the kernel shares CPUs out among sessions
                         )
                     )
                 addresses.append(address)
@@ -140,7 +140,7 @@ def _wait_open(
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """End them and what they started: each leads a session of its own."""
+    """End them and what they started: each leads a process group of its own."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         for process in processes:
             try:
