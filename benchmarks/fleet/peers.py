@@ -113,7 +113,7 @@ def peer_servers(setup: Setup, name: str) -> Iterator[list[str]]:
                             stderr=log,
                             cwd=place,
                             env={**os.environ, **environment},
-                            process_group=0,  # as ours are: the kernel shares CPUs out among sessions
+                            process_group=0,  # of our session, as our servers are
                         )
                     )
                 addresses.append(address)
