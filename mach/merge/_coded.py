@@ -45,6 +45,7 @@ class CodedScan(NamedTuple):
     words: NDArray[np.uint64]  # the same, four buckets of 16 bits a word; or empty
     repetitions: NDArray[np.int64]  # (n,): which rows of ``columns``
     base: int
+    listed: NDArray[np.uint32]  # products allowed, which are then counted by their place; or empty
     bitmap: NDArray[np.uint8]  # products allowed, one bit each; or empty
     heap_scores: NDArray[np.float64]  # (k,)
     heap_classes: NDArray[np.int64]  # (k,)
@@ -155,6 +156,8 @@ def _offer(scan: CodedScan, label: Int, size: Int) -> Int:
     for q in range(scan.scores.shape[0]):
         bucket = np.int64(scan.columns[scan.repetitions[q], label - scan.base])
         total += np.float64(scan.scores[q, bucket])
+    if scan.listed.shape[0] > 0:
+        label = np.int64(scan.listed[label])
     return heap_push(scan.heap_scores, scan.heap_classes, size, total, label)
 
 

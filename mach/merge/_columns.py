@@ -90,6 +90,32 @@ def _fill_affine(plan: AffinePlan, filled: Filled, start: Int, length: Int) -> N
 
 
 @njit(nogil=True, cache=True)
+def _fill_places(
+    labels: NDArray[np.uint32],
+    multiplier: Int,
+    magic: Int,
+    offset: Int,
+    prime: Int,
+    bucket_magic: Int,
+    num_buckets: Int,
+    buckets: NDArray[Any],
+) -> None:
+    """Buckets of any products; see ``_affine._step`` for the arithmetic."""
+    low = np.uint64(0xFFFFFFFF)
+    half = np.uint64(32)
+    a, a_magic, p = np.uint64(multiplier) & low, np.uint64(magic) & low, np.uint64(prime) & low
+    b_magic = np.uint64(bucket_magic)
+    p32, b32, shift = np.uint32(prime), np.uint32(num_buckets), np.uint32(offset)
+    for f in range(labels.shape[0]):
+        label = np.uint64(labels[f])
+        x = np.uint32(label * a - ((label * a_magic) >> half) * p)
+        x = np.uint32(min(x, np.uint32(x - p32)) + shift)
+        x = min(x, np.uint32(x - p32))
+        bucket = np.uint32(x - np.uint32((np.uint64(x) * b_magic) >> half) * b32)
+        buckets[f] = min(bucket, np.uint32(bucket - b32))
+
+
+@njit(nogil=True, cache=True)
 def _fill_stored(plan: StoredPlan, filled: Filled, start: Int, length: Int) -> None:
     for block in range(0, length, _BLOCK):  # the products' buckets stay in the first-level cache
         past = min(length, block + _BLOCK)
@@ -103,6 +129,11 @@ def _fill(
     plan: AffinePlan | StoredPlan, filled: Filled, start: Int, length: Int, new: Bool
 ) -> None:
     """Fill ``length`` products from ``start`` on; prepare first where the plan is ``new``."""
+    raise NotImplementedError
+
+
+def _fill_listed(plan: AffinePlan | StoredPlan, filled: Filled, labels: NDArray[np.uint32]) -> None:
+    """Fill any products."""
     raise NotImplementedError
 
 
@@ -123,6 +154,38 @@ def _fill_by_plan(plan: Any, filled: Any, start: Any, length: Any, new: Any) -> 
     return by_lists
 
 
+@overload(_fill_listed)
+def _fill_listed_by_plan(plan: Any, filled: Any, labels: Any) -> Any:
+    if plan.instance_class is AffinePlan:
+
+        def by_hash(plan: Any, filled: Any, labels: Any) -> Any:
+            for q in range(filled.buckets.shape[0]):
+                _fill_places(
+                    labels,
+                    plan.multipliers[q],
+                    plan.multiplier_magics[q],
+                    plan.offsets[q],
+                    plan.prime,
+                    plan.bucket_magic,
+                    plan.num_buckets,
+                    filled.buckets[q],
+                )
+
+        return by_hash
+
+    def by_lists(plan: Any, filled: Any, labels: Any) -> Any:
+        for f in range(np.uint64(labels.shape[0])):
+            for q in range(filled.buckets.shape[0]):
+                filled.buckets[q, f] = plan.assignment[np.uint64(labels[f]), plan.repetitions[q]]
+
+    return by_lists
+
+
+@njit(nogil=True, cache=True)
+def _fill_any(plan: AffinePlan | StoredPlan, filled: Filled, labels: NDArray[np.uint32]) -> None:
+    _fill_listed(plan, filled, labels)
+
+
 @njit(nogil=True, cache=True)
 def _fill_slice(
     plan: AffinePlan | StoredPlan, filled: Filled, start: Int, length: Int, new: Bool
@@ -140,13 +203,43 @@ class Slices:
             np.empty((rows, _CHUNK), np.uint32),
             np.empty((rows, _CHUNK), np.uint32),
         )
+        self._prepared: AffinePlan | StoredPlan | None = None  # whose steps are there
+        # What is filled: of this plan, of all products or a list, from one place to another.
         self._plan: AffinePlan | StoredPlan | None = None
+        self._listed: NDArray[np.uint32] | None = None
         self._begins = self._ends = 0
+
+    def _has(
+        self,
+        plan: AffinePlan | StoredPlan,
+        listed: NDArray[np.uint32] | None,
+        start: int,
+        stop: int,
+    ) -> bool:
+        same = plan is self._plan and listed is self._listed
+        if same and start == self._begins and stop <= self._ends:
+            return True
+        self._plan, self._listed, self._begins, self._ends = plan, listed, start, stop
+        return False
 
     def at(self, plan: AffinePlan | StoredPlan, start: int, stop: int) -> NDArray[Any]:
         """Buckets of products ``start`` to ``stop``, at most SLICE, from column 0 on."""
-        new = plan is not self._plan
-        if new or start != self._begins or stop > self._ends:
-            _fill_slice(plan, self._filled, start, stop - start, new)
-            self._plan, self._begins, self._ends = plan, start, stop
+        if not self._has(plan, None, start, stop):
+            _fill_slice(plan, self._filled, start, stop - start, plan is not self._prepared)
+            self._prepared = plan
+        return self._filled.buckets
+
+    def listed(
+        self,
+        plan: AffinePlan | StoredPlan,
+        listed: NDArray[np.uint32],
+        start: int,
+        stop: int,
+    ) -> NDArray[Any]:
+        """Buckets of the products ``listed[start:stop]``, at most SLICE.
+
+        What a table keeps side by side would not help: a product's buckets lie far apart there.
+        """
+        if not self._has(plan, listed, start, stop):
+            _fill_any(plan, self._filled, listed[start:stop])
         return self._filled.buckets

@@ -24,8 +24,9 @@ from mach.merge.result import TopKResult, WorkBudget
 __all__ = ["SCAN_SLICE", "Index", "Plan", "Quartet", "Search", "may_walk"]
 
 # Costs in nanoseconds on one core of a Zen 3 server, to choose between walking and scanning.
-_SCAN_CODES, _SCAN_LIST = 0.35, 0.9  # a repetition's
+_SCAN_CODES, _SCAN_FLOATS = 0.4, 4.0  # a repetition's
 _FILL_AFFINE, _FILL_STORED = 0.3, 0.3  # to find a product's bucket, where buckets are not kept
+_FILL_LIST = 1.0  # to find a listed product's
 _WALK_BUCKET, _WALK_FIXED = 3.0, 100_000.0  # to prepare a repetition's bucket; a search
 
 _LISTED_SHARE = 1 / 8  # of a repetition's buckets that are sorted, and may be walked
@@ -50,8 +51,10 @@ class Index(NamedTuple):
 
     def scan_unit(self, rows: int, listed: bool) -> float:
         """Nanoseconds that a scan takes for a product and repetition."""
-        if not self.may_code(rows, listed):
-            return _SCAN_LIST
+        if not self.may_code(rows):
+            return _SCAN_FLOATS
+        if listed:
+            return _SCAN_CODES + _FILL_LIST
         if self.has_columns:
             return _SCAN_CODES
         return _SCAN_CODES + (_FILL_AFFINE if self.has_hash else _FILL_STORED)
@@ -61,14 +64,13 @@ class Index(NamedTuple):
         """Whether all buckets are kept side by side."""
         return len(self.columns) > 0
 
-    @property
-    def slice(self) -> int:
+    def slice(self, listed: bool) -> int:
         """Products that the queries of a batch scan in turn."""
-        return SCAN_SLICE if self.has_columns else SLICE
+        return SCAN_SLICE if self.has_columns and not listed else SLICE
 
-    def may_code(self, rows: int, listed: bool) -> bool:
+    def may_code(self, rows: int) -> bool:
         """Whether products can be scored from 8-bit codes first."""
-        return rows <= MOST_ROWS and not listed
+        return rows <= MOST_ROWS
 
 
 class Plan(NamedTuple):
@@ -143,9 +145,8 @@ class Search:
         found = self.begin(workspace)
         while found is None:
             stop = self.to_scan
-            fills = self.codes is not None and not self.index.has_columns
-            if fills or self.deadline < np.inf:
-                stop = self.position + self.index.slice
+            if self.fills or self.deadline < np.inf:
+                stop = self.position + self.index.slice(self.listed is not None)
             found = self.advance(stop, workspace)
         return found
 
@@ -157,7 +158,9 @@ class Search:
         classes = self.index.num_classes
         unit = self.index.scan_unit(n, self.listed is not None)
         if (
-            may_walk(self.to_scan, unit, *self.scores.shape)
+            # Of the best buckets' members few are in a list.
+            (self.listed is None or self.limited)
+            and may_walk(self.to_scan, unit, *self.scores.shape)
             and self.room < _WALK_MOST * self.to_scan
         ):
             most_work = _WALK_SHARE * unit * n * self.to_scan
@@ -178,9 +181,16 @@ class Search:
         self.reached = self.heap_scores[0] if self.size == self.room else -np.inf
         self.heap_scores, self.heap_classes = self.heap_scores.copy(), self.heap_classes.copy()
         self.size = 0
-        if self.index.may_code(len(self.scores), self.listed is not None):
+        if self.index.may_code(len(self.scores)):
             self.codes = np.empty(self.scores.shape, np.uint8)
             self.step = encode(self.scores, self.tops, self.codes)
+
+    @property
+    def fills(self) -> bool:
+        """Whether buckets are found slice by slice."""
+        if self.codes is None:
+            return False
+        return self.listed is not None or not self.index.has_columns
 
     def spent(self) -> bool:
         """Whether the budget is."""
@@ -289,9 +299,12 @@ class Search:
         """What scoring products up to ``stop`` from codes takes."""
         assert self.codes is not None
         columns, words, rows, base = self.index.columns, self.index.words, self.plan.rows, 0
-        if not self.index.has_columns:
+        if self.fills:
             slices = workspace.slices(columns.dtype)
-            columns = slices.at(self.plan.compiled, self.position, stop)
+            if self.listed is None:
+                columns = slices.at(self.plan.compiled, self.position, stop)
+            else:
+                columns = slices.listed(self.plan.compiled, self.listed, self.position, stop)
             words, rows, base = as_words(columns), slices.rows, self.position
         return CodedScan(
             scores=self.scores,
@@ -300,6 +313,7 @@ class Search:
             words=words,
             repetitions=rows,
             base=base,
+            listed=_NO_LIST if self.listed is None else self.listed,
             bitmap=self._bitmap_to_scan(),
             heap_scores=self.heap_scores,
             heap_classes=self.heap_classes,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mach.errors import InvalidInput
 from mach.merge._coded import as_words
+from mach.merge._columns import SLICE
 from mach.merge._lists import survey
 from mach.merge._plan import AffinePlan, plan_affine, plan_stored
 from mach.merge._quartet import QUARTET
@@ -126,9 +127,9 @@ class TopK:
                     members = left[at : at + QUARTET]
                     fours.append((members, Quartet([searches[n] for n in members])))
                 left = left[together:]
-            stop = 0
+            stop, step = 0, self._index.slice(allowed is not None and allowed.listed is not None)
             while left or fours:
-                stop += self._index.slice
+                stop += step
                 for members, four in fours:
                     for n, result in zip(members, four.advance(stop, workspace), strict=True):
                         found[n] = result or found[n]
@@ -194,11 +195,11 @@ class TopK:
                     search.tally(0.0, workspace)
                     search.walk(0.0, workspace)
                 search.prepare_scan()
-                search.advance(min(classes, self._index.slice), workspace)
-            if self._index.may_code(len(scores), False):
+                search.advance(min(classes, SLICE), workspace)
+            if self._index.may_code(len(scores)):
                 searches = [
                     self._new_search(plan, scores, 1, workspace, None, None) for _ in range(QUARTET)
                 ]
                 for search in searches:
                     search.prepare_scan()
-                Quartet(searches).advance(self._index.slice, workspace)
+                Quartet(searches).advance(SLICE, workspace)

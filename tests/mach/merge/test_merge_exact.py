@@ -242,6 +242,36 @@ def test_slices_are_filled_with_every_products_buckets(family, buckets):
             np.testing.assert_array_equal(found, full[rows, start:stop])
 
 
+@pytest.mark.parametrize("kept", [1 << 27, -1])
+@pytest.mark.parametrize("family", ["hash", "random"])
+def test_lists_of_products_in_batches_and_after_whole_slices(family, kept, monkeypatch):
+    monkeypatch.setattr(engine, "_COLUMNS_BYTES", kept)
+    rng = np.random.default_rng(6)
+    table, full = make_table(family, rng, 300_000, 1000, 3)
+    top_k = TopK(table)
+    scores = np.stack([draw_scores(kind, rng, 3, 1000) for kind in KINDS])
+    masks = [rng.random(300_000) < share for share in (0.1, 0.001, 0.1)]
+    for mask in (None, *masks, None):
+        allowed = None if mask is None else ProductSet.from_mask(mask)
+        assert allowed is None or allowed.listed is not None
+        found = top_k.search_batch(scores, 30, allowed=allowed)
+        for one, result in zip(scores, found, strict=True):
+            check(result, *reference_top_k(one, full, 30, allowed=mask))
+            alone = top_k.search(one, 30, allowed=allowed)
+            np.testing.assert_array_equal(alone.classes, result.classes)
+
+
+def test_more_repetitions_than_codes_add_up():
+    rng = np.random.default_rng(7)
+    table, full = make_table("hash", rng, 2000, 50, 300)
+    scores = draw_scores("peaked", rng, 300, 50)
+    mask = rng.random(2000) < 0.1
+    check(TopK(table).search(scores, 20), *reference_top_k(scores, full, 20))
+    allowed = ProductSet.from_mask(mask)
+    found = TopK(table).search(scores, 20, allowed=allowed)
+    check(found, *reference_top_k(scores, full, 20, allowed=mask))
+
+
 def test_slices_of_the_largest_primes():
     hashes = UniversalHash.draw(2**31 - 2, 1000, 2, 0)
     table = BucketTable.from_hash(hashes, 2**31 - 2)
