@@ -137,13 +137,13 @@ def train(machine, store):
 
 
 def wait_for(path, process):
-    """The addresses that a server has bound."""
+    """The addresses that a server has bound, by what for."""
     deadline = time.monotonic() + 60
     while not path.exists():
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    return json.loads(path.read_text())["listen"]
+    return json.loads(path.read_text())
 
 
 def ask_health(address, service):
@@ -177,23 +177,25 @@ def test_train_publish_fetch_serve_search_stop(machine):
         pod = server["metadata"]["name"]
         (container,) = pod_of(server)["containers"]
         ready = machine.root / f"{pod}.json"
-        replaced = {"listen": "127.0.0.1:0", "metrics_listen": "127.0.0.1:0", "ready_file": ready}
+        free = dict.fromkeys(("listen", "metrics_listen", "health_listen"), "127.0.0.1:0")
+        replaced = {**free, "ready_file": ready}
         if container["name"] == "aggregator":
             asked = next(a for a in container["args"] if a.startswith("--shards="))
             names = [t.removeprefix("dns:///") for t in asked.removeprefix("--shards=").split(",")]
             replaced["shards"] = ",".join(targets[name.partition(".")[0]] for name in names)
         process = machine.start(container, pod, **replaced)
-        targets[pod] = wait_for(ready, process)
-        servers.append((targets[pod], container))
+        bound = wait_for(ready, process)
+        targets[pod] = bound["listen"]
+        servers.append((bound, container))
     serving = health_pb2.HealthCheckResponse.SERVING
-    for address, container in servers:
+    for bound, container in servers:
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
             service = container[probe]["grpc"]["service"]
             deadline = time.monotonic() + 60
-            while ask_health(address, service) != serving:
-                assert time.monotonic() < deadline, (address, probe)
+            while ask_health(bound["health"], service) != serving:
+                assert time.monotonic() < deadline, (bound, probe)
                 time.sleep(0.05)
-    with MachClient(servers[-1][0], timeout=10) as client:
+    with MachClient(servers[-1][0]["listen"], timeout=10) as client:
         result = client.search("green kettle", k=3)
     assert "p-green-kettle" in [product.product_id for product in result.products]
     assert (result.coverage.answered, result.coverage.total) == (2, 2)
