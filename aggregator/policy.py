@@ -42,7 +42,7 @@ class FanOutPolicy:
     gather_share: float = 0.125
     """Queries that do not come alone are sent when none has come for this share of the time that
     a batch takes. 0 sends what there is."""
-    gather_most_seconds: float = 0.005
+    gather_most_seconds: float = 0.02
     """Longest such pause."""
     inline_merge_seconds: float = 0.0005
     """A merge expected to take less is done on the event loop, which saves the cost of a change
