@@ -18,7 +18,7 @@ from mach.merge._arithmetic import multiply_mod
 from mach.merge._plan import AffinePlan, StoredPlan
 from mach.merge._types import Bool, Int
 
-__all__ = ["SLICE", "Filled", "Slices"]
+__all__ = ["SLICE", "Filled", "Slices", "fill_listed"]
 
 _CHUNK, _BLOCK = 4096, 256
 SLICE = 4 * _CHUNK  # products filled together: with 32 repetitions a megabyte
@@ -132,8 +132,10 @@ def _fill(
     raise NotImplementedError
 
 
-def _fill_listed(plan: AffinePlan | StoredPlan, filled: Filled, labels: NDArray[np.uint32]) -> None:
-    """Fill any products."""
+def fill_listed(
+    plan: AffinePlan | StoredPlan, labels: NDArray[np.uint32], buckets: NDArray[Any]
+) -> None:
+    """Buckets of any products, a row a repetition; for compiled code."""
     raise NotImplementedError
 
 
@@ -154,12 +156,12 @@ def _fill_by_plan(plan: Any, filled: Any, start: Any, length: Any, new: Any) -> 
     return by_lists
 
 
-@overload(_fill_listed)
-def _fill_listed_by_plan(plan: Any, filled: Any, labels: Any) -> Any:
+@overload(fill_listed)
+def _fill_listed_by_plan(plan: Any, labels: Any, buckets: Any) -> Any:
     if plan.instance_class is AffinePlan:
 
-        def by_hash(plan: Any, filled: Any, labels: Any) -> Any:
-            for q in range(filled.buckets.shape[0]):
+        def by_hash(plan: Any, labels: Any, buckets: Any) -> Any:
+            for q in range(buckets.shape[0]):
                 _fill_places(
                     labels,
                     plan.multipliers[q],
@@ -168,22 +170,24 @@ def _fill_listed_by_plan(plan: Any, filled: Any, labels: Any) -> Any:
                     plan.prime,
                     plan.bucket_magic,
                     plan.num_buckets,
-                    filled.buckets[q],
+                    buckets[q],
                 )
 
         return by_hash
 
-    def by_lists(plan: Any, filled: Any, labels: Any) -> Any:
+    def by_lists(plan: Any, labels: Any, buckets: Any) -> Any:
         for f in range(np.uint64(labels.shape[0])):
-            for q in range(filled.buckets.shape[0]):
-                filled.buckets[q, f] = plan.assignment[np.uint64(labels[f]), plan.repetitions[q]]
+            for q in range(buckets.shape[0]):
+                buckets[q, f] = plan.assignment[np.uint64(labels[f]), plan.repetitions[q]]
 
     return by_lists
 
 
 @njit(nogil=True, cache=True)
-def _fill_any(plan: AffinePlan | StoredPlan, filled: Filled, labels: NDArray[np.uint32]) -> None:
-    _fill_listed(plan, filled, labels)
+def _fill_any(
+    plan: AffinePlan | StoredPlan, labels: NDArray[np.uint32], buckets: NDArray[Any]
+) -> None:
+    fill_listed(plan, labels, buckets)
 
 
 @njit(nogil=True, cache=True)
@@ -241,5 +245,5 @@ class Slices:
         What a table keeps side by side would not help: a product's buckets lie far apart there.
         """
         if not self._has(plan, listed, start, stop):
-            _fill_any(plan, self._filled, listed[start:stop])
+            _fill_any(plan, listed[start:stop], self._filled.buckets)
         return self._filled.buckets

@@ -1,7 +1,7 @@
 """Compiled search by scoring every product, or every product of a list, in cached chunks.
 
-For lists, and for more repetitions than codes can add up (see ``_coded``). Sums are float32
-first; only what they cannot rule out is summed again in float64, in the order of repetitions.
+For more repetitions than codes can add up (see ``_coded``). Sums are float32 first; only what they
+cannot rule out is summed again in float64, in the order of repetitions.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
-from numba.extending import overload
 from numpy.typing import NDArray
 
-from mach.merge._affine import exact_affine
+from mach.merge._columns import fill_listed
 from mach.merge._plan import AffinePlan, StoredPlan
+from mach.merge._runs import exact
 from mach.merge._select import heap_push, kth_largest
-from mach.merge._stored import exact_stored
 from mach.merge._types import Float, Int
 
 __all__ = ["CHUNK", "Scan", "scan_products"]
@@ -38,95 +37,13 @@ class Scan(NamedTuple):
 
 
 @njit(nogil=True, cache=True)
-def _add_affine(
-    row: NDArray[np.float32],
-    multiplier: Int,
-    magic: Int,
-    offset: Int,
-    prime: Int,
-    bucket_magic: Int,
-    num_buckets: Int,
-    labels: NDArray[np.uint32],
-    length: Int,
-    sums: NDArray[np.float32],
-) -> None:
-    """Sum any products over one repetition; see ``_walk._step`` for the arithmetic."""
-    low = np.uint64(0xFFFFFFFF)
-    half = np.uint64(32)
-    a, a_magic, p = np.uint64(multiplier) & low, np.uint64(magic) & low, np.uint64(prime) & low
-    b_magic = np.uint64(bucket_magic)
-    p32, b32, shift = np.uint32(prime), np.uint32(num_buckets), np.uint32(offset)
-    for f in range(length):
-        label = np.uint64(labels[f])
-        x = np.uint32(label * a - ((label * a_magic) >> half) * p)
-        x = np.uint32(min(x, np.uint32(x - p32)) + shift)
-        x = min(x, np.uint32(x - p32))
-        bucket = np.uint32(x - np.uint32((np.uint64(x) * b_magic) >> half) * b32)
-        bucket = min(bucket, np.uint32(bucket - b32))
-        sums[f] += row[bucket]
-
-
-@njit(nogil=True, cache=True)
-def _add_stored(scan: Scan, plan: StoredPlan, length: Int, sums: NDArray[np.float32]) -> None:
-    for start in range(0, length, 256):  # the products' buckets stay in the first-level cache
-        end = min(length, start + 256)
-        for q in range(scan.scores.shape[0]):
-            row = scan.scores[q]
-            repetition = plan.repetitions[q]
-            for f in range(np.uint64(start), np.uint64(end)):
-                sums[f] += row[np.uint64(plan.assignment[np.uint64(scan.labels[f]), repetition])]
-
-
-def _add(scan: Scan, plan: AffinePlan | StoredPlan, length: Int, sums: NDArray[np.float32]) -> None:
+def _add(scan: Scan, plan: AffinePlan | StoredPlan, length: Int, buckets: NDArray[Any]) -> None:
     """Add up ``scan.labels[:length]``."""
-    raise NotImplementedError
-
-
-def _exact(scan: Scan, plan: AffinePlan | StoredPlan, label: Int) -> Float:
-    """A product's score: the float64 sum in increasing order of repetition."""
-    raise NotImplementedError
-
-
-@overload(_add)
-def _add_by_plan(scan: Any, plan: Any, length: Any, sums: Any) -> Any:
-    if plan.instance_class is AffinePlan:
-
-        def by_hash(scan: Any, plan: Any, length: Any, sums: Any) -> Any:
-            for q in range(scan.scores.shape[0]):
-                _add_affine(
-                    scan.scores[q],
-                    plan.multipliers[q],
-                    plan.multiplier_magics[q],
-                    plan.offsets[q],
-                    plan.prime,
-                    plan.bucket_magic,
-                    plan.num_buckets,
-                    scan.labels,
-                    length,
-                    sums,
-                )
-
-        return by_hash
-
-    def by_lists(scan: Any, plan: Any, length: Any, sums: Any) -> Any:
-        _add_stored(scan, plan, length, sums)
-
-    return by_lists
-
-
-@overload(_exact)
-def _exact_by_plan(scan: Any, plan: Any, label: Any) -> Any:
-    if plan.instance_class is AffinePlan:
-
-        def by_hash(scan: Any, plan: Any, label: Any) -> Any:
-            return exact_affine(scan.scores, plan, label)
-
-        return by_hash
-
-    def by_lists(scan: Any, plan: Any, label: Any) -> Any:
-        return exact_stored(scan.scores, plan, label)
-
-    return by_lists
+    fill_listed(plan, scan.labels[:length], buckets)
+    for q in range(scan.scores.shape[0]):
+        row, column = scan.scores[q], buckets[q]
+        for f in range(np.uint64(length)):
+            scan.sums[f] += row[np.uint64(column[f])]
 
 
 @njit(nogil=True, cache=True)
@@ -164,6 +81,7 @@ def scan_products(  # noqa: PLR0912
     sums, labels, bitmap = scan.sums, scan.labels, scan.bitmap
     by_list = scan.listed.shape[0] > 0
     n = scan.scores.shape[0]
+    buckets = np.empty((n, CHUNK), np.uint32)
     for chunk in range(start, end, CHUNK):
         if size == k and scan.heap_scores[0] >= top_sum:
             return 2**62, size  # a tie with the worst kept comes after it: classes rise
@@ -171,7 +89,7 @@ def scan_products(  # noqa: PLR0912
         for f in range(length):
             labels[f] = scan.listed[chunk + f] if by_list else np.uint32(chunk + f)
             sums[f] = 0.0
-        _add(scan, plan, length, sums)
+        _add(scan, plan, length, buckets)
         if bitmap.shape[0] > 0:
             for f in range(length):
                 label = labels[f]
@@ -192,7 +110,7 @@ def scan_products(  # noqa: PLR0912
             label = np.int64(labels[f])
             if bitmap.shape[0] > 0 and not (bitmap[label >> 3] >> (label & 7)) & 1:
                 continue
-            total = _exact(scan, plan, label)
+            total = exact(scan.scores, plan, label)
             if size < k or total > scan.heap_scores[0]:
                 size = heap_push(scan.heap_scores, scan.heap_classes, size, total, label)
                 if size == k and scan.heap_scores[0] > least:
