@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.accuracy.datasets import TITLES, DatasetError, prepare
 from benchmarks.accuracy.environments import EnvironmentFailed, Environments
 from benchmarks.accuracy.report import update_page, write_report
-from benchmarks.accuracy.run import Limits, load_result, run_system
+from benchmarks.accuracy.run import Limits, load_result, published_result, run_system
 from benchmarks.accuracy.systems import SETTINGS, load_systems
 from benchmarks.common import usable_cpus
 
@@ -25,7 +25,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.accuracy",
         description="Train and score this project's models and other systems on the same files.",
         epilog="Results of systems not run now, or finished before with --resume, are taken from "
-        "earlier runs with the same settings, data and threads.",
+        "earlier runs, or from the report, with the same settings, data and threads.",
     )
     parser.add_argument("datasets", nargs="*", metavar="DATASET", help=", ".join(TITLES))
     parser.add_argument("--tib", type=Path, default=ROOT / "../shared/data/tib-titles",
@@ -83,6 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
             if dataset not in system.datasets:
                 continue
             result = load_result(system, data, limits)
+            if result is None:
+                result = published_result(system, data, limits, options.results)
             if key in chosen and not (options.resume and result and "failed" not in result):
                 _say(f"{dataset}: {system.name}: training and predicting")
                 result = run_system(system, data, environments, limits)

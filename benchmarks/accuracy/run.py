@@ -18,7 +18,7 @@ from benchmarks.common import describe_machine, describe_run
 from benchmarks.measure import CommandFailed, Cost, run_measured
 from mach.files import write_atomically
 
-__all__ = ["DEPTH", "Limits", "load_result", "run_system"]
+__all__ = ["DEPTH", "Limits", "load_result", "published_result", "run_system"]
 
 #: Classes asked of every system for a query.
 DEPTH = 100
@@ -64,6 +64,27 @@ def load_result(system: System, data: Prepared, limits: Limits) -> dict[str, Any
         return None
     result: dict[str, Any] = json.loads(path.read_text())
     return result if result["fingerprint"] == _fingerprint(system, data, limits) else None
+
+
+def published_result(
+    system: System, data: Prepared, limits: Limits, folder: Path
+) -> dict[str, Any] | None:
+    """The row of the report in ``folder``, if it is of the same settings, files and threads."""
+    path = folder / f"accuracy-{data.facts.name}.json"
+    if not path.is_file():
+        return None
+    report: dict[str, Any] = json.loads(path.read_text())
+    if report["dataset"]["sha256"] != data.facts.sha256:
+        return None
+    wanted = {
+        "system": system.key,
+        "settings": system.settings(data.facts.name),
+        "threads": limits.threads,
+    }
+    for row in report["results"]:
+        if {name: row.get(name) for name in wanted} == wanted:
+            return dict(row)
+    return None
 
 
 def _size_mb(folder: Path) -> float:

@@ -10,11 +10,11 @@ from numba import njit
 from numpy.typing import NDArray
 
 from mach.merge._arithmetic import multiply_mod, reduce_mod
-from mach.merge._bits import clear_bits, set_bits, trailing_zeros
-from mach.merge._plan import BY_BITS, AffinePlan
+from mach.merge._pairs import add_hits, add_members, first_wrapped, hit_buckets, keep_enough
+from mach.merge._plan import AffinePlan
 from mach.merge._query import MEMBERS, STEPS, Query, offer
 from mach.merge._select import seen_has
-from mach.merge._types import Bool, Float, Int
+from mach.merge._types import Float, Int
 
 __all__ = ["exact_affine", "walk_affine"]
 
@@ -33,33 +33,36 @@ def _step(
     found: NDArray[np.uint32],
     sums: NDArray[np.float32],
     next_sums: NDArray[np.float32],
+    buckets: NDArray[np.uint32],
+    places: NDArray[np.uint32],
     count: Int,
 ) -> Int:
-    """Add one repetition to the sums of ``found[:count]``, keep those that pass; how many.
-
-    The buckets are :func:`multiply_mod` and :func:`reduce_mod` again, in 32 bits wherever the
-    products are not needed, which the compiler turns into vector instructions.
-    """
+    """Add one repetition to the sums of ``found[:count]``, keep those that pass; how many."""
+    # :func:`multiply_mod` and :func:`reduce_mod` again, in 32 bits wherever the products are not
+    # needed and by itself: the compiler turns that into vector instructions, a look-up never.
     low = np.uint64(0xFFFFFFFF)
     half = np.uint64(32)
     a, a_magic, p = np.uint64(multiplier) & low, np.uint64(magic) & low, np.uint64(prime) & low
-    b_magic = np.uint64(bucket_magic)
+    b_magic = np.uint64(bucket_magic) & low
     p32, b32, shift = np.uint32(prime), np.uint32(num_buckets), np.uint32(offset)
-    floor32 = np.float32(floor)
     for f in range(count):
         label = np.uint64(found[f])
         x = np.uint32(label * a - ((label * a_magic) >> half) * p)
         x = np.uint32(min(x, np.uint32(x - p32)) + shift)
         x = min(x, np.uint32(x - p32))
         bucket = np.uint32(x - np.uint32((np.uint64(x) * b_magic) >> half) * b32)
-        bucket = min(bucket, np.uint32(bucket - b32))
-        next_sums[f] = sums[f] + (row[bucket] - floor32)
-    least = np.float32(-tolerance)
+        buckets[f] = min(bucket, np.uint32(bucket - b32))
+    floor32, least = np.float32(floor), np.float32(-tolerance)
     kept = np.uint64(0)
     for f in range(np.uint64(count)):
-        found[kept] = found[f]
-        sums[kept] = next_sums[f]
-        kept += np.uint64(not next_sums[f] < least)
+        total = sums[f] + (row[np.uint64(buckets[f])] - floor32)
+        next_sums[f] = total
+        places[kept] = f
+        kept += np.uint64(not total < least)
+    for i in range(kept):
+        at = np.uint64(places[i])
+        found[i] = found[at]
+        sums[i] = next_sums[at]
     return np.int64(kept)
 
 
@@ -116,6 +119,8 @@ def _finish_affine(query: Query, plan: AffinePlan, q: Int, done: Int, count: Int
             found,
             sums,
             query.next_sums,
+            query.buckets,
+            query.places,
             count,
         )
         if step == 2:  # few are left, and many of them were found before
@@ -131,162 +136,6 @@ def _finish_affine(query: Query, plan: AffinePlan, q: Int, done: Int, count: Int
 
 
 @njit(nogil=True, cache=True)
-def _keep_enough(
-    keys: NDArray[np.float32],
-    values: NDArray[np.int32],
-    count: Int,
-    need: Float,
-    enough: NDArray[np.uint64],
-    left: Int,
-) -> Int:
-    """Set exactly the bits of the listed buckets that score ``need``; return how many.
-
-    ``left`` is how many are set, or -1 where the bits are not filled. Along a walk ``need``
-    rises, so that bits are cleared one by one.
-    """
-    if left < 0:
-        low, high = 0, count
-        while low < high:
-            middle = (low + high) >> 1
-            if np.float64(keys[middle]) >= need:
-                low = middle + 1
-            else:
-                high = middle
-        enough[:] = 0
-        set_bits(enough, values, 0, low)
-        return low
-    keep = left
-    while keep > 0 and np.float64(keys[keep - 1]) < need:
-        keep -= 1
-    clear_bits(enough, values, keep, left)
-    return keep
-
-
-@njit(nogil=True, cache=True)
-def _by_bits(
-    bits: NDArray[np.uint64],
-    enough: NDArray[np.uint64],
-    row: NDArray[np.float32],
-    excess: Float,
-    shift: Int,
-    limit: Int,
-    wrapped: Bool,
-    starts: NDArray[np.uint32],
-    steps: NDArray[np.uint32],
-    classes: NDArray[np.uint32],
-    b: Int,
-    p: Int,
-    first_class: Int,
-    num_classes: Int,
-    words: NDArray[np.uint64],
-    places: NDArray[np.uint32],
-    found: NDArray[np.uint32],
-    sums: NDArray[np.float32],
-    count: Int,
-) -> Int:
-    """Append to ``found`` the members of a bucket that are in a bucket of ``enough`` as well.
-
-    Members whose step wraps around p (from ``limit`` on) have another shift than those whose
-    does not: the two kinds are asked for one at a time. ``sums`` get ``excess`` plus the score
-    in ``row``. Returns the new length.
-    """
-    one = np.uint64(1)
-    low = np.uint64(shift & 63)
-    high = np.uint64(63) - low
-    first_word = np.uint64(shift >> 6)
-    for w in range(np.uint64(enough.shape[0])):
-        moved = (bits[w + first_word] >> low) | ((bits[w + first_word + one] << one) << high)
-        words[w] = moved & enough[w]
-    hit = np.uint64(0)
-    for w in range(np.uint64(enough.shape[0])):
-        word = words[w]
-        words[hit] = word
-        places[hit] = w << np.uint64(6)
-        hit += np.uint64(word != 0)
-    to = np.uint64(count)
-    for h in range(hit):
-        word = words[h]
-        place = np.int64(places[h])
-        while True:
-            bucket = place + trailing_zeros(word)
-            word &= word - one
-            residue = bucket + shift - b
-            residue += b & (residue >> 63)
-            sum32 = np.float32(excess + np.float64(row[np.uint64(bucket)]))
-            at, end = np.int64(starts[np.uint64(residue)]), np.int64(starts[np.uint64(residue + 1)])
-            while True:
-                label = first_class + np.int64(classes[np.uint64(at)]) - p
-                label += p & (label >> 63)
-                found[to] = label
-                sums[to] = sum32
-                wraps = np.int64(steps[np.uint64(at)]) >= limit
-                to += np.uint64((wraps == wrapped) & (label < num_classes))
-                at += 1
-                if at >= end:
-                    break
-            if word == 0:
-                break
-    return np.int64(to)
-
-
-@njit(nogil=True, cache=True)
-def _by_members(
-    row: NDArray[np.float32],
-    residues: NDArray[np.uint32],
-    classes: NDArray[np.uint32],
-    start: Int,
-    end: Int,
-    first: Int,
-    excess: Float,
-    tolerance: Float,
-    b: Int,
-    p: Int,
-    first_class: Int,
-    num_classes: Int,
-    places: NDArray[np.uint32],
-    found: NDArray[np.uint32],
-    sums: NDArray[np.float32],
-    count: Int,
-) -> Int:
-    """The same for members ``start`` to ``end``, by looking their buckets up in ``row``.
-
-    A member's bucket in ``row`` is ``first`` plus its residue, mod B.
-    """
-    # Places count from ``count`` on without a slice, whose reference counting costs as much as
-    # a bucket's members.
-    need = np.float32(-tolerance - excess)
-    base = np.uint64(count)
-    kept = base
-    for j in range(np.uint64(start), np.uint64(end)):
-        bucket = first + np.int64(residues[j]) - b
-        bucket += b & (bucket >> 63)
-        score = row[np.uint64(bucket)]
-        places[kept - base] = j
-        sums[kept] = score
-        kept += np.uint64(not score < need)
-    to = base
-    for f in range(base, kept):
-        label = first_class + np.int64(classes[places[f - base]]) - p
-        label += p & (label >> 63)
-        found[to] = label
-        sums[to] = np.float32(excess + np.float64(sums[f]))
-        to += np.uint64(label < num_classes)
-    return np.int64(to)
-
-
-@njit(nogil=True, cache=True)
-def _first_wrapped(steps: NDArray[np.uint32], limit: Int) -> Int:
-    low, high = 0, steps.shape[0]
-    while low < high:
-        middle = (low + high) >> 1
-        if np.int64(steps[middle]) < limit:
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
-@njit(nogil=True, cache=True)
 def walk_affine(  # noqa: PLR0912, PLR0915 - compiled as one: a call here costs as much as its work
     query: Query, plan: AffinePlan, num_classes: Int, q: Int, start: Int, end: Int
 ) -> None:
@@ -295,13 +144,13 @@ def walk_affine(  # noqa: PLR0912, PLR0915 - compiled as one: a call here costs 
     words, places = query.words, query.places
     keys, values, enough = query.keys[q], query.values[q], query.enough[q]
     steps, step_residues, step_classes = plan.steps[q], plan.step_residues[q], plan.step_classes[q]
-    residue_bits, residue_starts = plan.residue_bits[q], plan.residue_starts[q]
-    residue_steps, residue_classes = plan.residue_steps[q], plan.residue_classes[q]
+    level_bits, residue_starts = plan.level_bits[q], plan.residue_starts[q]
+    residue_members = plan.residue_members[q]
     offset, inverse, inverse_magic = plan.offsets[q], plan.inverses[q], plan.inverse_magics[q]
     alpha, alpha_magic, beta = plan.alphas[q], plan.alpha_magics[q], plan.betas[q]
     n, b, p, bucket_magic = query.scores.shape[0], plan.num_buckets, plan.prime, plan.bucket_magic
     m = steps.shape[0]
-    by_bits = m >= BY_BITS and n > 1
+    by_bits = plan.residue_members.shape[1] > 0 and n > 1
     after = q + 1 if q + 1 < n else 0
     row_after = query.scores[after]
     keys_after, values_after = query.keys[after], query.values[after]
@@ -338,80 +187,68 @@ def walk_affine(  # noqa: PLR0912, PLR0915 - compiled as one: a call here costs 
         if x >= p:
             x -= p
         first_after = reduce_mod(x, bucket_magic, b)
-        excess = slack - floor_after
+        excess, limit = slack - floor_after, p - x
         if by_bits and -tolerance - excess >= least_listed:
-            num_enough = _keep_enough(
+            num_enough = keep_enough(
                 keys_after, values_after, count_after, -tolerance - excess, enough, num_enough
             )
             if num_enough == 0:
                 continue
             shift = b - first_after
+            level = min(limit, p - 1) >> plan.level_shift
+            low_end = hit_buckets(
+                level_bits[0, level], enough, shift, words, places, query.hits, zero
+            )
+            shift_wrapped = shift + p_mod_b
+            if shift_wrapped > b:
+                shift_wrapped -= b
+            high_end = hit_buckets(
+                level_bits[1, level], enough, shift_wrapped, words, places, query.hits, low_end
+            )
             for wrapped in (False, True):
-                count = _by_bits(
-                    residue_bits,
-                    enough,
+                count = add_hits(
+                    query.hits,
+                    low_end if wrapped else zero,
+                    high_end if wrapped else low_end,
+                    shift_wrapped if wrapped else shift,
+                    limit,
+                    wrapped,
                     row_after,
                     excess,
-                    shift,
-                    p - x,
-                    wrapped,
                     residue_starts,
-                    residue_steps,
-                    residue_classes,
+                    residue_members,
                     b,
                     p,
                     first_class,
                     num_classes,
-                    words,
+                    found,
+                    sums,
+                    count,
+                )
+        else:
+            wrap = first_wrapped(steps, limit)
+            for wrapped in (False, True):
+                count = add_members(
+                    row_after,
+                    step_residues,
+                    step_classes,
+                    wrap if wrapped else zero,
+                    m if wrapped else wrap,
+                    first_after,
+                    excess,
+                    tolerance,
+                    b,
+                    p,
+                    first_class,
+                    num_classes,
                     places,
                     found,
                     sums,
                     count,
                 )
-                shift += p_mod_b
-                if shift > b:
-                    shift -= b
-        else:
-            wrap = _first_wrapped(steps, p - x)
-            count = _by_members(
-                row_after,
-                step_residues,
-                step_classes,
-                zero,
-                wrap,
-                first_after,
-                excess,
-                tolerance,
-                b,
-                p,
-                first_class,
-                num_classes,
-                places,
-                found,
-                sums,
-                count,
-            )
-            first_after -= p_mod_b
-            if first_after < 0:
-                first_after += b
-            count = _by_members(
-                row_after,
-                step_residues,
-                step_classes,
-                wrap,
-                m,
-                first_after,
-                excess,
-                tolerance,
-                b,
-                p,
-                first_class,
-                num_classes,
-                places,
-                found,
-                sums,
-                count,
-            )
+                first_after -= p_mod_b
+                if first_after < 0:
+                    first_after += b
     _finish_affine(query, plan, q, min(n, 2), count)
     query.enough_counts[q] = num_enough
     query.state[MEMBERS] += members

@@ -146,9 +146,10 @@ def collect(
             cutoff = kth_largest(sample, sample.shape[0], max(1, np.int64(share * SAMPLE)))
         count = np.uint64(0)
         for v in range(buckets):
-            keys[q, count] = row[v]
             values[q, count] = v
             count += np.uint64(row[v] >= cutoff)
+        for i in range(count):
+            keys[q, i] = row[np.uint64(values[q, i])]
         counts[q] = count
         cutoffs[q] = -np.inf if count == buckets else cutoff
         _sort_falling(

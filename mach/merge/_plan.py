@@ -22,6 +22,7 @@ __all__ = ["AffinePlan", "StoredPlan", "plan_affine", "plan_stored"]
 
 
 BY_BITS = 400  # members a bucket must have for the search by bit vector to be the quicker one
+_LEVELS = 16  # of steps, told apart by bit vectors of their own
 
 
 class AffinePlan(NamedTuple):
@@ -46,10 +47,12 @@ class AffinePlan(NamedTuple):
     step_residues: NDArray[np.uint32]  # (n, m): P_j mod B
     step_classes: NDArray[np.uint32]  # (n, m): j * B / a_q mod p, the step from class to class
     # The same by residue, for searches by bit vector; empty where m is too small for them.
-    residue_bits: NDArray[np.uint64]  # (n, words of 2 B bits): P_j mod B, twice in a row
-    residue_starts: NDArray[np.uint32]  # (n, B + 1): where in the next two a residue's members are
-    residue_steps: NDArray[np.uint32]  # (n, m)
-    residue_classes: NDArray[np.uint32]  # (n, m)
+    # (n, 2, levels, words of 2 B bits): P_j mod B, twice in a row, of the steps that may be below
+    # a limit of that level, and of those that may not.
+    level_bits: NDArray[np.uint64]
+    level_shift: int  # from a limit to its level
+    residue_starts: NDArray[np.uint32]  # (n, B + 1): where in the next a residue's members are
+    residue_members: NDArray[np.uint64]  # (n, m): P_j times 2**32, plus j * B / a_q mod p
     # The steps from class to class rising, twice in a row, p and 2 p added: from whichever step
     # wraps around p the next m are a bucket's members, rising. Then the same without the last j,
     # for buckets v whose v + (m - 1) * B is not below p.
@@ -68,12 +71,13 @@ def plan_affine(hash: AffineHash, repetitions: NDArray[np.int64]) -> AffinePlan:
     alphas = [a[(q + 1) % n] * inverses[q] % p for q in range(n)]
     betas = [(shift[(q + 1) % n] - alphas[q] * shift[q]) % p for q in range(n)]
     steps, step_residues, step_classes = (np.empty((n, m), np.uint32) for _ in range(3))
-    by_bits = m >= BY_BITS
+    by_bits = BY_BITS <= m <= b  # of more, there are some in about every bucket
+    level_shift = max(0, p.bit_length() - _LEVELS.bit_length() + 1)
+    levels = ((p - 1) >> level_shift) + 1 if by_bits else 0
     # Groups of eight words are read from any word of the first B bits on, and one word more.
-    bits = np.zeros((n, -(-2 * b // 64) + 10 if by_bits else 0), np.uint64)
+    bits = np.zeros((n, 2, levels, -(-2 * b // 64) + 10), np.uint64)
     starts = np.zeros((n, b + 1 if by_bits else 0), np.uint32)
-    residue_steps = np.empty((n, m if by_bits else 0), np.uint32)
-    residue_classes = np.empty_like(residue_steps)
+    residue_members = np.empty((n, m if by_bits else 0), np.uint64)
     j = np.arange(m, dtype=np.int64)
     run_shift = max(0, p.bit_length() - m.bit_length())
     heights = np.arange((p >> run_shift) + 1, dtype=np.int64) << run_shift
@@ -91,13 +95,14 @@ def plan_affine(hash: AffineHash, repetitions: NDArray[np.int64]) -> AffinePlan:
         for which, rising in enumerate((whole, short)):
             run_index[q, which] = np.searchsorted(rising, heights)
         if by_bits:
-            residue = step % b
-            order = np.argsort(residue, kind="stable")
-            residue_steps[q] = step[order]
-            residue_classes[q] = classes[order]
-            starts[q, 1:] = np.cumsum(np.bincount(residue, minlength=b))
-            for copy in (residue, residue + b):
-                np.bitwise_or.at(bits[q], copy >> 6, np.uint64(1) << (copy & 63).astype(np.uint64))
+            order = np.argsort(step % b, kind="stable")
+            step, classes = step[order], classes[order]
+            residue_members[q] = (step << 32) | classes
+            starts[q, 1:] = np.cumsum(np.bincount(step % b, minlength=b))
+            for level in range(levels):
+                least, past = level << level_shift, (level + 1) << level_shift
+                _set_twice(bits[q, 0, level], step[step < past] % b, b)
+                _set_twice(bits[q, 1, level], step[step >= least] % b, b)
     return AffinePlan(
         repetitions=repetitions,
         prime=p,
@@ -114,14 +119,20 @@ def plan_affine(hash: AffineHash, repetitions: NDArray[np.int64]) -> AffinePlan:
         steps=steps,
         step_residues=step_residues,
         step_classes=step_classes,
-        residue_bits=bits,
+        level_bits=bits,
+        level_shift=level_shift,
         residue_starts=starts,
-        residue_steps=residue_steps,
-        residue_classes=residue_classes,
+        residue_members=residue_members,
         run_classes=run_classes,
         run_index=run_index,
         run_shift=run_shift,
     )
+
+
+def _set_twice(bits: NDArray[np.uint64], residues: NDArray[np.int64], b: int) -> None:
+    """Set the bits of residues mod b, and those b further."""
+    for copy in (residues, residues + b):
+        np.bitwise_or.at(bits, copy >> 6, np.uint64(1) << (copy & 63).astype(np.uint64))
 
 
 class StoredPlan(NamedTuple):

@@ -47,6 +47,8 @@ class Query(NamedTuple):
     next_sums: NDArray[np.float32]  # scratch
     words: NDArray[np.uint64]  # scratch
     places: NDArray[np.uint32]  # scratch
+    buckets: NDArray[np.uint32]  # scratch: of members being tested
+    hits: NDArray[np.uint32]  # scratch: buckets that a bucket has members in
     bitmap: NDArray[np.uint8]  # products allowed, one bit each; empty for all
     heap_scores: NDArray[np.float64]  # (k,)
     heap_classes: NDArray[np.int64]  # (k,)

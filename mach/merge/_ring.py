@@ -33,14 +33,16 @@ from mach.merge._query import (
     NUM_STEPS,
     POSITION,
     REACHED,
+    SEEN_SIZE,
     STEPS,
     TEST,
     Query,
 )
+from mach.merge._select import seen_add
 from mach.merge._types import Bool, Float, Int
 from mach.merge._walk import walk
 
-__all__ = ["EXHAUSTED", "LIMIT", "PROVEN", "ring_search"]
+__all__ = ["EXHAUSTED", "LIMIT", "PROVEN", "ring_proof", "ring_search"]
 
 PROVEN, EXHAUSTED, LIMIT = 0, 1, 2
 MEMBER_COST, STEP_COST = 0.8, 3.0  # about nanoseconds
@@ -173,3 +175,23 @@ def ring_search(
         _walk_step(query, plan, num_classes, schedule, position)
         state[POSITION] += 1
         state[REACHED] = max(state[REACHED], state[POSITION])
+
+
+@njit(nogil=True, cache=True)
+def ring_proof(
+    query: Query, plan: AffinePlan | StoredPlan, num_classes: Int, schedule: Schedule, step: Int
+) -> None:
+    """Find all products that score above the bound after ``step`` steps of the schedule.
+
+    Or above the k-th best found meanwhile: floors may rise from row to row, since a product that
+    passes by the higher floors passes by the lower ones.
+    """
+    query.seen[:] = -1
+    for i in range(query.state[HEAP_SIZE]):
+        seen_add(query.seen, query.heap_classes[i])
+    query.state[SEEN_SIZE] = query.state[HEAP_SIZE]
+    _floors_at(query, schedule, step)
+    query.state[REACHED] = step
+    for q in range(query.scores.shape[0]):
+        _raise_floors(query, schedule)
+        walk(query, plan, num_classes, np.int64(q), np.int64(0), query.counts[q])

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mach.merge._coded import MOST_ROWS, PAST_ALL, CodedScan, as_words, encode, scan_codes
 from mach.merge._columns import SLICE
 from mach.merge._plan import AffinePlan, StoredPlan
+from mach.merge._prove import prove_search
 from mach.merge._quartet import QUARTET, pack_codes, scan_four
 from mach.merge._query import HEAP_SIZE, MEMBERS, REACHED
 from mach.merge._ring import LIMIT, PROVEN, ring_search
@@ -31,6 +32,7 @@ _WALK_BUCKET, _WALK_FIXED = 3.0, 100_000.0  # to prepare a repetition's bucket; 
 
 _LISTED_SHARE = 1 / 8  # of a repetition's buckets that are sorted, and may be walked
 _FIRST_BUCKETS = 30.0  # of a repetition, tallied at first for one product wanted; more by its root
+_SCOUTED_BUCKETS = 12.0  # the same where the proof is another search
 _SORTED_SHARE = 1 / 3  # of a repetition's buckets that are sorted, and may be tallied
 _TALLY_MOST = 1 << 24  # products: of more, a bucket's members lie too far apart in memory
 _WALK_SHARE = 0.5  # of the cost of a scan that a walk may take before it is given up
@@ -155,7 +157,6 @@ class Search:
         if not self.k:
             return self.result(-np.inf, True)
         n = len(self.scores)
-        classes = self.index.num_classes
         unit = self.index.scan_unit(n, self.listed is not None)
         if (
             # Of the best buckets' members few are in a list.
@@ -165,7 +166,7 @@ class Search:
         ):
             most_work = _WALK_SHARE * unit * n * self.to_scan
             # What is proven part by part only says little of what a budget left out.
-            if not self.limited and n <= MOST_TALLIED_ROWS and classes <= _TALLY_MOST:
+            if not self.limited and n <= MOST_TALLIED_ROWS and self._tallied:
                 if self.tally(most_work, workspace):
                     return self.result(self.bound, True)
             else:
@@ -201,21 +202,35 @@ class Search:
         query = workspace.query(
             self.scores, self._bitmap_to_walk(), self.heap_scores, self.heap_classes
         )
-        done = tally_search(
+        search: Any = tally_search
+        first_buckets, share = _FIRST_BUCKETS, _SORTED_SHARE
+        if self._by_bits:
+            search, first_buckets, share = prove_search, _SCOUTED_BUCKETS, _LISTED_SHARE
+        done = search(
             query,
             self.plan.compiled,
             self.index.num_classes,
             workspace.schedule,
             self.plan.sizes,
             workspace.tally(self.room),
-            _FIRST_BUCKETS,
-            _SORTED_SHARE,
+            first_buckets,
+            share,
             most_work,
         )
         self.candidates = int(query.state[MEMBERS])
         self.size = int(query.state[HEAP_SIZE])
         self.bound = float(workspace.schedule.bounds[query.state[REACHED]])
         return bool(done)
+
+    @property
+    def _tallied(self) -> bool:
+        """Whether tallying is the quicker way to walk."""
+        return self._by_bits or self.index.num_classes <= _TALLY_MOST
+
+    @property
+    def _by_bits(self) -> bool:
+        compiled = self.plan.compiled
+        return isinstance(compiled, AffinePlan) and compiled.residue_members.size > 0
 
     def _bitmap_to_walk(self) -> NDArray[np.uint8]:
         allowed = self.allowed

@@ -27,16 +27,30 @@ from mach.merge._runs import exact, open_runs, run_row
 from mach.merge._select import heap_push
 from mach.merge._types import Bool, Float, Int
 
-__all__ = ["MOST_TALLIED_ROWS", "Tally", "tally_search"]
+__all__ = [
+    "CLASS_COST",
+    "FAILED",
+    "GOOD",
+    "MEMBER_COST",
+    "MOST_TALLIED_ROWS",
+    "PROVEN",
+    "RUN_COST",
+    "Tally",
+    "tally_search",
+    "try_step",
+]
+
+FAILED, GOOD, PROVEN = 0, 1, 2
 
 MOST_TALLIED_ROWS = 128  # codes round up by one each, and have to sum to at most 255
 _BLOCK = 256  # tallies looked through together
+_MEAN_OF = 16  # scores, of which one is looked at
 _STANDING_OUT = 10  # products scored then for each wanted, to see what score is reached
 # Members tallied to prove it, over what floors just low enough take; more for a share of all.
 _PROVING, _PROVING_MORE, _PROVING_MOST = 1.4, 10.0, 3.0
 _TOO_DEEP, _DEEPER = 6.0, 3.0  # more members than that is not believed, but this many tried first
 _LISTED = 2.0  # buckets sorted for each tallied at first
-_MEMBER_COST, _CLASS_COST, _RUN_COST = 1.0, 0.06, 5.0  # nanoseconds
+MEMBER_COST, CLASS_COST, RUN_COST = 1.0, 0.06, 5.0  # nanoseconds
 
 
 class Tally(NamedTuple):
@@ -53,12 +67,29 @@ class Tally(NamedTuple):
 
 
 @njit(nogil=True, cache=True)
+def _mean_of_some(row: NDArray[np.float32], most: Float) -> Float:
+    """The mean of some of a row's scores, those that are -inf left out; no more than ``most``."""
+    total, count = 0.0, 0
+    for v in range(0, row.shape[0], _MEAN_OF):
+        if row[v] > -np.inf:
+            total += np.float64(row[v])
+            count += 1
+    return min(total / count, most) if count > 0 else most
+
+
+@njit(nogil=True, cache=True)
 def _set_floors(
-    query: Query, plan: AffinePlan | StoredPlan, schedule: Schedule, step: Int, tally: Tally
+    query: Query,
+    plan: AffinePlan | StoredPlan,
+    schedule: Schedule,
+    step: Int,
+    tally: Tally,
+    from_means: Bool,
 ) -> Float:
     """Open the runs of the buckets above the floors after ``step`` steps; the width of a code.
 
-    It is 0 where scores differ by too little to be told apart.
+    Codes say by how much scores exceed the floors, or their row's mean. The width is 0 where
+    scores differ by too little to be told apart.
     """
     n = query.scores.shape[0]
     query.state[REACHED] = step
@@ -68,6 +99,9 @@ def _set_floors(
     for s in range(step):
         query.floors[schedule.rows[s]] = schedule.floors[s]
         taken[schedule.rows[s]] = schedule.ends[s]
+    if from_means:
+        for q in range(n):
+            query.floors[q] = _mean_of_some(query.scores[q], query.floors[q])
     span = 0.0
     for q in range(n):
         span += np.float64(query.keys[q, 0]) - query.floors[q]
@@ -205,7 +239,61 @@ def _proving_step(schedule: Schedule, num_steps: Int, threshold: Float, most: Fl
 
 
 @njit(nogil=True, cache=True)
-def tally_search(  # noqa: PLR0911, PLR0912, PLR0915
+def scout(
+    query: Query,
+    plan: AffinePlan | StoredPlan,
+    num_classes: Int,
+    schedule: Schedule,
+    step: Int,
+    tally: Tally,
+) -> Bool:
+    """Score products that probably are the best; whether the heap is full of them.
+
+    They are those whose scores in the buckets above the floors after ``step`` steps, and their
+    rows' means elsewhere, have the largest sums.
+    """
+    if _set_floors(query, plan, schedule, step, tally, True) == 0.0:
+        return False
+    found = _find(query, plan, num_classes, tally, 0)[0]
+    query.state[HEAP_SIZE] = 0
+    high = _least_of(tally, found, _STANDING_OUT * query.heap_scores.shape[0])
+    _offer_found(query, plan, tally, found, high, 256)
+    full = query.state[HEAP_SIZE] == query.heap_scores.shape[0]
+    return full and query.heap_scores[0] > -np.inf
+
+
+@njit(nogil=True, cache=True)
+def try_step(
+    query: Query,
+    plan: AffinePlan | StoredPlan,
+    num_classes: Int,
+    schedule: Schedule,
+    step: Int,
+    tally: Tally,
+) -> Int:
+    """Tally down to the floors after ``step`` steps and score the products that stand out.
+
+    What is in the heap then is GOOD, or even PROVEN to be the best; FAILED where it is not full.
+    """
+    width = _set_floors(query, plan, schedule, step, tally, False)
+    if width == 0.0:
+        return FAILED
+    found, least = _find(query, plan, num_classes, tally, 0)
+    query.state[HEAP_SIZE] = 0
+    high = _least_of(tally, found, _STANDING_OUT * query.heap_scores.shape[0])
+    _offer_found(query, plan, tally, found, high, 256)
+    if query.state[HEAP_SIZE] < query.heap_scores.shape[0] or query.heap_scores[0] == -np.inf:
+        return FAILED
+    # Products tallied at less than this score less than what is reached.
+    over = (query.heap_scores[0] - query.tolerances[0] - schedule.bounds[step]) / width
+    if over >= 0.0 and over + 1.0 >= least:
+        _offer_found(query, plan, tally, found, np.int64(min(over, 255.0)) + 1, high)
+        return PROVEN
+    return GOOD
+
+
+@njit(nogil=True, cache=True)
+def tally_search(  # noqa: PLR0912
     query: Query,
     plan: AffinePlan | StoredPlan,
     num_classes: Int,
@@ -222,14 +310,15 @@ def tally_search(  # noqa: PLR0911, PLR0912, PLR0915
     tallied at first for one product wanted, more by its root; and at most ``most_share`` of its
     buckets are sorted.
     """
-    n, buckets, k = query.scores.shape[0], query.scores.shape[1], query.heap_scores.shape[0]
+    n, buckets = query.scores.shape
     mean_size = num_classes / buckets
     query.state[:] = 0
-    member_cost = _MEMBER_COST + _RUN_COST * (1.0 / mean_size + 1.0 / tally.tallies.shape[0])
-    most_members = (most_work - _CLASS_COST * num_classes) / member_cost
-    cost = first_buckets * np.sqrt(k) * n * mean_size  # of the tallies to be made next
+    member_cost = MEMBER_COST + RUN_COST * (1.0 / mean_size + 1.0 / tally.tallies.shape[0])
+    most_members = (most_work - CLASS_COST * num_classes) / member_cost
+    # Of the tallies to be made next.
+    cost = first_buckets * np.sqrt(query.heap_scores.shape[0]) * n * mean_size
     share = _LISTED * cost / (n * num_classes)
-    reached, least = -np.inf, np.int64(0)
+    reached = -np.inf
     if share > most_share or cost > most_members:
         return False
     num_steps, step = np.int64(0), np.int64(-1)
@@ -257,28 +346,19 @@ def tally_search(  # noqa: PLR0911, PLR0912, PLR0915
                 step -= 1
             if schedule.costs[step] <= cost:
                 step += 1  # one step alone is more than that
-        width = _set_floors(query, plan, schedule, step, tally)
-        if width == 0.0:
-            return False
         cost = schedule.costs[step]
         most_members -= cost
-        if not tries:
-            least = np.int64((reached - query.tolerances[0] - schedule.bounds[step]) / width) + 1
-            query.state[HEAP_SIZE] = 0
-            found, least = _find(query, plan, num_classes, tally, least)
-            _offer_found(query, plan, tally, found, 0, 256)
-            return True
-        found, least = _find(query, plan, num_classes, tally, 0)
+        if tries:
+            status = try_step(query, plan, num_classes, schedule, step, tally)
+            if status != GOOD:
+                return status == PROVEN
+            reached = max(reached, query.heap_scores[0])
+            continue
+        width = _set_floors(query, plan, schedule, step, tally, False)
+        if width == 0.0:
+            return False
+        least = np.int64((reached - query.tolerances[0] - schedule.bounds[step]) / width) + 1
         query.state[HEAP_SIZE] = 0
-        high = _least_of(tally, found, _STANDING_OUT * k)
-        _offer_found(query, plan, tally, found, high, 256)
-        if query.state[HEAP_SIZE] < k:
-            return False
-        reached = max(reached, query.heap_scores[0])
-        if reached == -np.inf:
-            return False
-        # Products tallied at less than this score less than what is reached.
-        over = (reached - query.tolerances[0] - schedule.bounds[step]) / width
-        if over >= 0.0 and over + 1.0 >= least:
-            _offer_found(query, plan, tally, found, np.int64(min(over, 255.0)) + 1, high)
-            return True
+        found, least = _find(query, plan, num_classes, tally, least)
+        _offer_found(query, plan, tally, found, 0, 256)
+        return True

@@ -44,7 +44,9 @@ class Workspace:
         self.sums = np.empty(members + _BATCH, np.float32)
         self.next_sums = np.empty(members + _BATCH, np.float32)
         self.words = np.empty(words, np.uint64)
-        self.places = np.empty(max(words, members) + 1, np.uint32)
+        self.places = np.empty(max(words, members + _BATCH) + 1, np.uint32)
+        self.buckets = np.empty(members + _BATCH, np.uint32)
+        self.hits = np.empty(2 * members + 1, np.uint32)
         self.state = np.zeros(STATE_SIZE, np.int64)
         self.tolerances = np.zeros(2, np.float64)
         self.schedule = Schedule(
@@ -115,6 +117,8 @@ class Workspace:
             next_sums=self.next_sums,
             words=self.words,
             places=self.places,
+            buckets=self.buckets,
+            hits=self.hits,
             bitmap=bitmap,
             heap_scores=heap_scores,
             heap_classes=heap_classes,

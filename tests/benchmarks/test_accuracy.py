@@ -1,6 +1,7 @@
 """The accuracy benchmark, end to end on a toy data set with a system made for the test."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -118,6 +119,17 @@ def test_resume_keeps_what_is_current(place: Path) -> None:
     # With other settings, nothing measured before may stand in the table.
     assert run(place, "--resume", "--only=other", beam=5) == 0
     assert trainings(place) == 4
+    assert list(results(place)) == ["other"]
+
+
+def test_the_report_keeps_what_was_measured_elsewhere(place: Path) -> None:
+    """As in a fresh clone, which has the report but not what it was made from."""
+    assert run(place) == 0
+    shutil.rmtree(place / "work")
+    assert run(place, "--only=other") == 0
+    assert list(results(place)) == ["fake", "other"]
+    shutil.rmtree(place / "work")
+    assert run(place, "--only=other", beam=5) == 0
     assert list(results(place)) == ["other"]
 
 

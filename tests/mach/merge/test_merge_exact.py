@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from mach.errors import InvalidInput
 from mach.hashing import UniversalHash
-from mach.merge import BucketTable, MergeRule, ProductSet, TopK, _search, _workspace, engine
+from mach.merge import BucketTable, MergeRule, ProductSet, TopK, _plan, _search, _workspace, engine
 from mach.merge._columns import SLICE, Slices
-from mach.merge._plan import BY_BITS, plan_affine
+from mach.merge._plan import plan_affine
 from mach.merge.reference import reference_top_k
 
 # The first test compiles, which takes a while on a busy machine.
@@ -76,7 +76,8 @@ def make_table(family, rng, classes, buckets, repetitions):
     return BucketTable.from_assignment(assignment, buckets), assignment
 
 
-WAYS = ["tally", "ring", "scan", "filled"]
+WAYS = ["tally", "ring", "bits", "proof", "scan", "filled"]
+BY_BITS = 8  # members a bucket has for these to be searched by bit vector
 
 
 def search(table, scores, k, *, way, **options):
@@ -93,11 +94,13 @@ def search(table, scores, k, *, way, **options):
             _WALK_BUCKET=0.0,
             _WALK_SHARE=1e18,
             _WALK_MOST=1e18,
-            _TALLY_MOST=0 if way == "ring" else 1 << 24,
+            MOST_TALLIED_ROWS=0 if way in ("ring", "bits") else 128,
             _FIRST_BUCKETS=0.5,
+            _SCOUTED_BUCKETS=0.5,
             _SORTED_SHARE=1.0,
         ),
         mock.patch.multiple(_workspace, **small),
+        mock.patch.object(_plan, "BY_BITS", BY_BITS if way in ("bits", "proof") else 1 << 62),
         mock.patch.object(engine, "_COLUMNS_BYTES", -1 if way == "filled" else 1 << 27),
     ):
         return TopK(table, warm=False).search(scores, k, **options)
@@ -168,18 +171,18 @@ def test_every_merge_rule(exponent, family):
 @settings(max_examples=60, deadline=None)
 @given(
     kind=st.sampled_from(KINDS),
-    buckets=st.integers(20, 70),
+    buckets=st.integers(175, 300),
     repetitions=st.integers(1, 6),
     k=st.integers(1, 200),
     selectivity=st.sampled_from([None, 0.01, 0.5]),
-    way=st.sampled_from(["tally", "ring"]),
+    way=st.sampled_from(["bits", "proof"]),
     seed=st.integers(0, 2**31),
 )
 def test_buckets_of_many_products(kind, buckets, repetitions, k, selectivity, way, seed):
     """Large buckets intersect by bit vector."""
     rng = np.random.default_rng(seed)
     table, full = make_table("hash", rng, 30_000, buckets, repetitions)
-    assert table.num_classes / buckets >= BY_BITS
+    assert BY_BITS <= table.num_classes / buckets <= buckets
     scores = draw_scores(kind, rng, repetitions, buckets)
     mask, allowed = None, None
     if selectivity is not None:
@@ -189,7 +192,9 @@ def test_buckets_of_many_products(kind, buckets, repetitions, k, selectivity, wa
     check(result, *reference_top_k(scores, full, k, allowed=mask))
 
 
-@pytest.mark.parametrize(("way", "part"), [("tally", 10), ("ring", 20)])
+@pytest.mark.parametrize(
+    ("way", "part"), [("tally", 10), ("ring", 20), ("bits", 20), ("proof", 20)]
+)
 def test_a_search_over_peaked_scores_looks_at_few_products(way, part):
     rng = np.random.default_rng(11)
     table, full = make_table("hash", rng, 300_000, 3000, 16)
