@@ -225,7 +225,7 @@ class Search:
     @property
     def _tallied(self) -> bool:
         """Whether tallying is the quicker way to walk."""
-        return self._by_bits or self.index.num_classes <= _TALLY_MOST
+        return self.index.num_classes <= _TALLY_MOST
 
     @property
     def _by_bits(self) -> bool:
