@@ -41,7 +41,7 @@ prometheus:
 		&& DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends prometheus; } \
 		|| echo "prometheus cannot be installed here (it needs root and apt-get)"
 
-test: check prometheus ## Check everything and run the tests (about 10 minutes on 2 cores)
+test: check prometheus ## Check everything and run the tests (a quarter hour on 2 slow cores)
 	$(RUN) python -m pytest -m "not slow"
 
 test-all: check prometheus ## The same and the slow tests

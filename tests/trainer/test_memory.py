@@ -56,7 +56,9 @@ def test_preparing_eight_times_the_log_takes_the_same_memory(tmp_path, monkeypat
     monkeypatch.setattr(gather, "PART_BYTES", 100_000)
     defaults = {**Spill.__init__.__kwdefaults__, "buffer_bytes": 100_000}
     monkeypatch.setattr(Spill.__init__, "__kwdefaults__", defaults)
-    settings = TrainSettings(hash_bits=12, affix_lengths=(), validation_max=100)
+    settings = TrainSettings(
+        hash_bits=12, affix_lengths=(), char_ngrams_min=0, char_ngrams_max=0, validation_max=100
+    )
     small, large = (
         peak_of(log_of(tmp_path / f"{n}.parquet", n), tmp_path / str(n), settings, silent)
         for n in (2_000, 16_000)
