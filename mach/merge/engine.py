@@ -179,6 +179,8 @@ class TopK:
     ) -> Search:
         if not survey(scores, workspace.tops):
             raise InvalidInput("scores", "a score is NaN or +inf")
+        if allowed is not None and allowed.size == self.table.num_classes:
+            allowed = None  # to test every product found would be in vain
         return Search(self._index, plan, scores, k, workspace.tops, allowed, budget)
 
     def _warm(self) -> None:

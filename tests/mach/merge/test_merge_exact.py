@@ -212,6 +212,18 @@ def test_a_search_over_peaked_scores_looks_at_few_products(way, part):
     assert best_unseen <= result.scores[-1]
 
 
+def test_a_set_of_all_products_costs_nothing():
+    rng = np.random.default_rng(5)
+    table, _full = make_table("hash", rng, 50_000, 500, 8)
+    scores = draw_scores("peaked", rng, 8, 500)
+    plain = search(table, scores, 20, way="tally")
+    everything = ProductSet.from_mask(np.ones(50_000, bool))
+    with mock.patch.object(ProductSet, "as_bitmap", side_effect=AssertionError):
+        found = search(table, scores, 20, way="tally", allowed=everything)
+    check(found, plain.classes, plain.scores)
+    assert found.candidates == plain.candidates
+
+
 def test_more_buckets_than_classes_and_k_at_least_classes():
     rng = np.random.default_rng(3)
     table, full = make_table("hash", rng, 10, 1000, 3)
