@@ -17,7 +17,7 @@ from mach.merge._query import Query
 from mach.merge._select import kth_largest, sort_falling
 from mach.merge._types import Bool, Float, Int
 
-__all__ = ["Schedule", "collect", "plan_lists", "survey"]
+__all__ = ["Schedule", "collect", "plan_lists", "step_at", "survey"]
 
 SAMPLE = 256
 _FIRST_BLOCK = 256  # members of a row's first block, or one bucket's
@@ -281,3 +281,12 @@ def plan_lists(
     for precision, exponent in enumerate((-52.0, -23.0)):
         query.tolerances[precision] = span * 2.0**exponent if span < np.inf else 0.0
     return num_steps
+
+
+@njit(nogil=True, cache=True)
+def step_at(schedule: Schedule, num_steps: Int, below: Float, cost: Float) -> Int:
+    """The first step with a bound below ``below`` or that costs ``cost``, or the last."""
+    step = np.int64(0)
+    while step < num_steps and schedule.costs[step] < cost and not schedule.bounds[step] < below:
+        step += 1
+    return step

@@ -14,11 +14,11 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from mach.merge._lists import Schedule, collect, plan_lists
+from mach.merge._lists import Schedule, collect, plan_lists, step_at
 from mach.merge._plan import AffinePlan, StoredPlan
 from mach.merge._query import HEAP_SIZE, Query
 from mach.merge._ring import ring_proof
-from mach.merge._tally import CLASS_COST, MEMBER_COST, RUN_COST, Tally, scout
+from mach.merge._tally import CLASS_COST, Tally, first_costs, scout
 from mach.merge._types import Bool, Float, Int
 
 __all__ = ["prove_search"]
@@ -29,15 +29,6 @@ _SAMPLED = 6.0  # of the products wanted that the sample should have
 _SPREAD = 1.0  # standard deviations that it may have more
 _SPARE_COST = 2.0  # of a walk that allows for these, at most
 _SAMPLE_DEPTH = 1.25  # buckets tallied for each where all products are
-
-
-@njit(nogil=True, cache=True)
-def _step_at(schedule: Schedule, num_steps: Int, below: Float, cost: Float) -> Int:
-    """The first step with a bound below ``below`` or that costs ``cost``, or the last."""
-    step = np.int64(0)
-    while step < num_steps and schedule.costs[step] < cost and not schedule.bounds[step] < below:
-        step += 1
-    return step
 
 
 @njit(nogil=True, cache=True)
@@ -55,10 +46,10 @@ def _target(query: Query, schedule: Schedule, num_steps: Int, expected: Float) -
     k-th best product is about the last that stands out, and a sample says too little: +inf.
     """
     target = _kth_best(query, np.int64(expected) + 1) - query.tolerances[0]
-    most = _SPARE_COST * schedule.costs[_step_at(schedule, num_steps, target, np.inf)]
+    most = _SPARE_COST * schedule.costs[step_at(schedule, num_steps, target, np.inf)]
     target = _kth_best(query, np.int64(expected + _SPREAD * np.sqrt(expected)) + 1)
     target -= query.tolerances[0]
-    step = _step_at(schedule, num_steps, target, np.inf)
+    step = step_at(schedule, num_steps, target, np.inf)
     return target if schedule.bounds[step] < target and schedule.costs[step] <= most else np.inf
 
 
@@ -77,15 +68,14 @@ def prove_search(
     """Fill the heap with the k best, if that takes no more than ``most_work`` nanoseconds.
 
     Otherwise False, and the heap holds some good products. ``first_buckets`` of a repetition are
-    tallied for one product wanted, more by its root;
-    ``listed_share`` of the buckets are sorted, and may be walked.
+    tallied for one product wanted, more by its root; ``listed_share`` of the buckets are sorted,
+    and may be walked.
     """
     n, buckets = query.scores.shape
     k = query.heap_scores.shape[0]
     mean_size = num_classes / buckets
     query.state[:] = 0
-    cost = first_buckets * np.sqrt(k) * n * mean_size
-    member_cost = MEMBER_COST + RUN_COST * (1.0 / mean_size + 1.0 / tally.tallies.shape[0])
+    cost, member_cost = first_costs(query, num_classes, tally, first_buckets)
     left = most_work - CLASS_COST * num_classes - member_cost * cost
     if left < 0.0:
         return False
@@ -97,7 +87,7 @@ def prove_search(
     while True:
         some = np.int64(share * num_classes)
         depth = cost if share == 1.0 else _SAMPLE_DEPTH * cost
-        step = _step_at(schedule, num_steps, -np.inf, depth)
+        step = step_at(schedule, num_steps, -np.inf, depth)
         if step == 0 or not schedule.bounds[step] > -np.inf:
             return False
         target = np.inf
@@ -106,7 +96,7 @@ def prove_search(
             if share < 1.0:
                 target = _target(query, schedule, num_steps, k * share)
         while target < np.inf:
-            step = _step_at(schedule, num_steps, target, np.inf)
+            step = step_at(schedule, num_steps, target, np.inf)
             if not schedule.bounds[step] < target or left < _RING_COST * schedule.costs[step]:
                 break
             left -= _RING_COST * schedule.costs[step]

@@ -20,27 +20,16 @@ from numba import njit
 from numpy.typing import NDArray
 
 from mach.merge._bits import is_allowed
-from mach.merge._lists import Schedule, collect, plan_lists
+from mach.merge._lists import Schedule, collect, plan_lists, step_at
 from mach.merge._plan import AffinePlan, StoredPlan
 from mach.merge._query import HEAP_SIZE, MEMBERS, REACHED, Query
 from mach.merge._runs import exact, open_runs, run_row
 from mach.merge._select import heap_push
 from mach.merge._types import Bool, Float, Int
 
-__all__ = [
-    "CLASS_COST",
-    "FAILED",
-    "GOOD",
-    "MEMBER_COST",
-    "MOST_TALLIED_ROWS",
-    "PROVEN",
-    "RUN_COST",
-    "Tally",
-    "tally_search",
-    "try_step",
-]
+__all__ = ["CLASS_COST", "MOST_TALLIED_ROWS", "Tally", "first_costs", "scout", "tally_search"]
 
-FAILED, GOOD, PROVEN = 0, 1, 2
+_FAILED, _GOOD, _PROVEN = 0, 1, 2
 
 MOST_TALLIED_ROWS = 128  # codes round up by one each, and have to sum to at most 255
 _BLOCK = 256  # tallies looked through together
@@ -50,7 +39,7 @@ _STANDING_OUT = 10  # products scored then for each wanted, to see what score is
 _PROVING, _PROVING_MORE, _PROVING_MOST = 1.4, 10.0, 3.0
 _TOO_DEEP, _DEEPER = 6.0, 3.0  # more members than that is not believed, but this many tried first
 _LISTED = 2.0  # buckets sorted for each tallied at first
-MEMBER_COST, CLASS_COST, RUN_COST = 1.0, 0.06, 5.0  # nanoseconds
+_MEMBER_COST, CLASS_COST, _RUN_COST = 1.0, 0.06, 5.0  # nanoseconds
 
 
 class Tally(NamedTuple):
@@ -224,9 +213,7 @@ def _proving_step(schedule: Schedule, num_steps: Int, threshold: Float, most: Fl
     ``most`` is how many members there are in all. The more of them it takes, the more products
     sum up many small excesses, and the further below the threshold the floors have to be.
     """
-    step = np.int64(0)
-    while step < num_steps and not schedule.bounds[step] < threshold:
-        step += 1
+    step = step_at(schedule, num_steps, threshold, np.inf)
     cost = schedule.costs[step]
     aim = cost * min(_PROVING + _PROVING_MORE * cost / most, _PROVING_MOST)
     if not schedule.bounds[step] < threshold:
@@ -236,6 +223,34 @@ def _proving_step(schedule: Schedule, num_steps: Int, threshold: Float, most: Fl
     if schedule.costs[step] < aim or not schedule.bounds[step] > -np.inf:
         return -1
     return step
+
+
+@njit(nogil=True, cache=True)
+def _score_outstanding(
+    query: Query, plan: AffinePlan | StoredPlan, num_classes: Int, tally: Tally
+) -> tuple[Bool, Int, Int, Int]:
+    """Tally, and fill the heap with the best of those that stand out.
+
+    Returns whether it is full, how many products were found, the least tally with which all are,
+    and the least tally of those that were scored.
+    """
+    found, least = _find(query, plan, num_classes, tally, 0)
+    query.state[HEAP_SIZE] = 0
+    high = _least_of(tally, found, _STANDING_OUT * query.heap_scores.shape[0])
+    _offer_found(query, plan, tally, found, high, 256)
+    full = query.state[HEAP_SIZE] == query.heap_scores.shape[0]
+    return full and query.heap_scores[0] > -np.inf, found, least, high
+
+
+@njit(nogil=True, cache=True)
+def first_costs(
+    query: Query, num_classes: Int, tally: Tally, first_buckets: Float
+) -> tuple[Float, Float]:
+    """How many members to tally at first, and what one costs in nanoseconds."""
+    n, buckets = query.scores.shape
+    mean_size = num_classes / buckets
+    member_cost = _MEMBER_COST + _RUN_COST * (1.0 / mean_size + 1.0 / tally.tallies.shape[0])
+    return first_buckets * np.sqrt(query.heap_scores.shape[0]) * n * mean_size, member_cost
 
 
 @njit(nogil=True, cache=True)
@@ -254,16 +269,11 @@ def scout(
     """
     if _set_floors(query, plan, schedule, step, tally, True) == 0.0:
         return False
-    found = _find(query, plan, num_classes, tally, 0)[0]
-    query.state[HEAP_SIZE] = 0
-    high = _least_of(tally, found, _STANDING_OUT * query.heap_scores.shape[0])
-    _offer_found(query, plan, tally, found, high, 256)
-    full = query.state[HEAP_SIZE] == query.heap_scores.shape[0]
-    return full and query.heap_scores[0] > -np.inf
+    return _score_outstanding(query, plan, num_classes, tally)[0]
 
 
 @njit(nogil=True, cache=True)
-def try_step(
+def _try_step(
     query: Query,
     plan: AffinePlan | StoredPlan,
     num_classes: Int,
@@ -273,23 +283,20 @@ def try_step(
 ) -> Int:
     """Tally down to the floors after ``step`` steps and score the products that stand out.
 
-    What is in the heap then is GOOD, or even PROVEN to be the best; FAILED where it is not full.
+    What is in the heap then is _GOOD, or even _PROVEN to be the best; _FAILED where it is not full.
     """
     width = _set_floors(query, plan, schedule, step, tally, False)
     if width == 0.0:
-        return FAILED
-    found, least = _find(query, plan, num_classes, tally, 0)
-    query.state[HEAP_SIZE] = 0
-    high = _least_of(tally, found, _STANDING_OUT * query.heap_scores.shape[0])
-    _offer_found(query, plan, tally, found, high, 256)
-    if query.state[HEAP_SIZE] < query.heap_scores.shape[0] or query.heap_scores[0] == -np.inf:
-        return FAILED
+        return _FAILED
+    full, found, least, high = _score_outstanding(query, plan, num_classes, tally)
+    if not full:
+        return _FAILED
     # Products tallied at less than this score less than what is reached.
     over = (query.heap_scores[0] - query.tolerances[0] - schedule.bounds[step]) / width
     if over >= 0.0 and over + 1.0 >= least:
         _offer_found(query, plan, tally, found, np.int64(min(over, 255.0)) + 1, high)
-        return PROVEN
-    return GOOD
+        return _PROVEN
+    return _GOOD
 
 
 @njit(nogil=True, cache=True)
@@ -313,10 +320,9 @@ def tally_search(  # noqa: PLR0912
     n, buckets = query.scores.shape
     mean_size = num_classes / buckets
     query.state[:] = 0
-    member_cost = MEMBER_COST + RUN_COST * (1.0 / mean_size + 1.0 / tally.tallies.shape[0])
-    most_members = (most_work - CLASS_COST * num_classes) / member_cost
     # Of the tallies to be made next.
-    cost = first_buckets * np.sqrt(query.heap_scores.shape[0]) * n * mean_size
+    cost, member_cost = first_costs(query, num_classes, tally, first_buckets)
+    most_members = (most_work - CLASS_COST * num_classes) / member_cost
     share = _LISTED * cost / (n * num_classes)
     reached = -np.inf
     if share > most_share or cost > most_members:
@@ -327,9 +333,7 @@ def tally_search(  # noqa: PLR0912
             collect(query.scores, share, query.keys, query.values, query.counts, query.cutoffs)
             num_steps = plan_lists(query, schedule, sizes, mean_size, most_members)
         if reached == -np.inf:
-            step = np.int64(0)
-            while step < num_steps and schedule.costs[step] < cost:
-                step += 1
+            step = step_at(schedule, num_steps, -np.inf, cost)
         else:
             threshold = reached - query.tolerances[0]
             step = _proving_step(schedule, num_steps, threshold, np.float64(n * num_classes))
@@ -349,9 +353,9 @@ def tally_search(  # noqa: PLR0912
         cost = schedule.costs[step]
         most_members -= cost
         if tries:
-            status = try_step(query, plan, num_classes, schedule, step, tally)
-            if status != GOOD:
-                return status == PROVEN
+            status = _try_step(query, plan, num_classes, schedule, step, tally)
+            if status != _GOOD:
+                return status == _PROVEN
             reached = max(reached, query.heap_scores[0])
             continue
         width = _set_floors(query, plan, schedule, step, tally, False)
