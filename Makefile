@@ -41,6 +41,9 @@ prometheus:
 		&& DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends prometheus; } \
 		|| echo "prometheus cannot be installed here (it needs root and apt-get)"
 
+# Tests start servers by the hundred: what was compiled is kept, whatever this shell's habit.
+test test-all soak: export PYTHONDONTWRITEBYTECODE :=
+
 test: check prometheus ## Check everything and run the tests (a quarter hour on 2 slow cores)
 	$(RUN) python -m pytest -m "not slow"
 
