@@ -126,14 +126,16 @@ class FanOut:
         self._scheduled = True
         self._loop.call_soon(self._flush, context=self._context)
 
-    def _flush(self) -> None:
+    def _flush(self, was_due: float | None = None) -> None:
         if self._queue and not self._busy:
+            if was_due is not None:
+                self._gathering.woke(self._loop.time(), was_due)
             others = bool(self._batches) or self._merging > 0
             due = self._gathering.due(
                 self._queue.rows, others=others, batch_seconds=self._queue.batch_seconds
             )
             if due > self._loop.time():
-                self._loop.call_at(due, self._flush, context=self._context)
+                self._loop.call_at(due, self._flush, due, context=self._context)
                 return
         self._scheduled = False
         while self._queue and not self._busy:
@@ -297,6 +299,7 @@ class FanOut:
         batch.holds_slot = False
         self._in_flight -= 1
         self._queue.served(now - batch.sent_at)
+        self._gathering.opened(now)
         if self._queue and not self._scheduled:
             self._schedule()
 

@@ -6,6 +6,9 @@ from aggregator.policy import FanOutPolicy
 
 __all__ = ["Gathering"]
 
+#: Share of a pause by which it may end late.
+_LATE = 0.5
+
 
 class Gathering:
     """A message costs a shard and the aggregator about as much for one query as for ten.
@@ -15,6 +18,10 @@ class Gathering:
     machine answers and new calls take turns: who sent the first call that came, and left the
     others in the sockets, would pay for a message to every shard, again and again.
 
+    That none came tells nothing while the event loop took none up: because it was busy with the
+    answers of the batch before, or had to wait for a CPU itself. So a moment begins anew when those
+    may be sent that had to wait for that batch, and when it ends late.
+
     Times are loop times.
     """
 
@@ -23,7 +30,18 @@ class Gathering:
         self._last_rows = 1
         self._first = 0.0
         self._latest = 0.0
+        self._opened = 0.0
+        self._pause = 0.0
         self._waits = False
+
+    def opened(self, now: float) -> None:
+        """Whatever waits may be sent from now on."""
+        self._opened = now
+
+    def woke(self, now: float, due: float) -> None:
+        """It is looked at now what was :meth:`due` before."""
+        if now - due > self._pause * _LATE:
+            self._latest = now
 
     def arrived(self, now: float) -> None:
         """A query began to wait."""
@@ -47,5 +65,7 @@ class Gathering:
         alone = rows == 1 and self._last_rows == 1 and not others
         if alone or rows >= self._policy.max_rows or not self._waits:
             return 0.0
-        pause = min(batch_seconds * self._policy.gather_share, self._policy.gather_most_seconds)
-        return min(self._latest + pause, self._first + batch_seconds)
+        share, most = self._policy.gather_share, self._policy.gather_most_seconds
+        self._pause = min(batch_seconds * share, most)
+        latest = max(self._latest, self._opened)
+        return min(latest + self._pause, max(self._first, self._opened) + batch_seconds)

@@ -53,3 +53,22 @@ def test_a_full_batch_is_sent_at_once_and_so_is_everything_without_a_share():
     at_once.sent(8)
     at_once.arrived(10.0)
     assert at_once.due(2, others=True, batch_seconds=0.01) <= 10.0
+
+
+def test_those_that_waited_for_a_batch_give_others_a_moment_once_they_may_be_sent():
+    waiting = Gathering(POLICY)
+    waiting.sent(3)
+    waiting.arrived(10.0)
+    waiting.opened(10.02)
+    assert waiting.due(2, others=True, batch_seconds=0.02) == pytest.approx(10.025)
+
+
+def test_a_moment_that_ends_late_begins_anew_but_not_for_ever():
+    waiting = Gathering(POLICY)
+    waiting.sent(3)
+    waiting.arrived(10.0)
+    due = waiting.due(2, others=True, batch_seconds=0.02)
+    waiting.woke(due + 0.001, due)  # as good as in time
+    assert waiting.due(2, others=True, batch_seconds=0.02) == due
+    waiting.woke(due + 0.01, due)
+    assert waiting.due(2, others=True, batch_seconds=0.02) == pytest.approx(10.02)
