@@ -63,7 +63,7 @@ class AggregatorSettings(ServingSettings):
     """Most products a request may ask for."""
     max_batch_size: int = Field(256, ge=1, le=65_536)
     """Most queries in a call."""
-    max_waiting_calls: int = Field(64, ge=1, le=1_000_000)
+    max_waiting_calls: int = Field(100, ge=1, le=1_000_000)
     """Calls that have arrived and were not yet looked at, beyond which gRPC drops new ones, which
     takes next to no time: their callers see CANCELLED at once. Many more, and in an overload
     calls wait there in vain; fewer than come at the same moment, and some are dropped."""
