@@ -97,8 +97,11 @@ class _Workers:
         self._run = run
         self._count = count
         self._context = multiprocessing.get_context("spawn")
+        self._processes: list[SpawnProcess] = []
         self._signals = 0
         self._stopping_since = 0.0
+        self._starting = False
+        self._untold = False  # whether a signal came while a worker was being started
 
     def run(self) -> int:
         """See :func:`run_workers`."""
@@ -122,25 +125,36 @@ class _Workers:
                     )
                     for number in range(self._count)
                 ]
-                self._processes = [self._start(number) for number in range(self._count)]
+                for number in range(self._count):
+                    self._start(number)
                 return self._watch()
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _start(self, number: int) -> SpawnProcess:
-        process = self._context.Process(
-            target=_work,
-            args=(self._each[number], self._run, os.getpid()),
-            name=f"worker {number}",
-        )
-        process.start()
-        return process
+    def _start(self, number: int) -> None:
+        """Start worker ``number``, also anew; none after a signal, which all that started get."""
+        self._starting = True
+        if not self._signals:
+            process = self._context.Process(
+                target=_work,
+                args=(self._each[number], self._run, os.getpid()),
+                name=f"worker {number}",
+            )
+            process.start()
+            self._processes[number : number + 1] = [process]
+        self._starting = False
+        if self._untold:
+            self._untold = False
+            self._tell(signal.SIGTERM)
 
     def _on_signal(self, number: int, frame: object) -> None:
         self._signals += 1
         self._stopping_since = self._stopping_since or time.monotonic()
-        self._tell(signal.SIGTERM)
+        if self._starting:
+            self._untold = True
+        else:
+            self._tell(signal.SIGTERM)
 
     def _tell(self, number: int) -> None:
         for process in self._processes:
@@ -172,7 +186,7 @@ class _Workers:
                     pauses[number] = min(_LONGEST_PAUSE, max(0.5, 2 * pauses[number]))
                 elif now >= due[number]:
                     del due[number]
-                    self._processes[number] = self._start(number)
+                    self._start(number)
 
     def _announce(self) -> None:
         bound = [json.loads(file.read_text()) for file in self._ready_files]
@@ -186,7 +200,8 @@ class _Workers:
         end = self._stopping_since + self._settings.drain_seconds + _GRACE_SECONDS
         for process in self._processes:
             process.join(max(0.0, end - time.monotonic()))
-        return self._reap(max((process.exitcode or 0 for process in self._processes), default=0))
+        # What had not come so far as to drain was ended by the signal, which is no failure.
+        return self._reap(max([0, *(process.exitcode or 0 for process in self._processes)]))
 
     def _give_up(self, code: int) -> int:
         self._tell(signal.SIGTERM)
