@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mach.merge._types import Bool, Int
 
-__all__ = ["clear_bits", "is_allowed", "set_bits", "trailing_zeros"]
+__all__ = ["bits_from", "clear_bits", "is_allowed", "set_bits", "trailing_zeros"]
 
 
 def _trailing_zeros(typing_context: Any, word: Any) -> Any:
@@ -27,6 +27,33 @@ def _trailing_zeros(typing_context: Any, word: Any) -> Any:
 
 
 trailing_zeros: Any = intrinsic(_trailing_zeros)
+
+
+def _bits_from(typing_context: Any, row: Any, start: Any, least: Any) -> Any:
+    """Which of the 64 scores ``row[start : start + 64]``, float32, are ``least`` or more.
+
+    One bit each of a uint64, the first lowest. In vector instructions, which a loop that writes
+    down where the scores are would not become.
+    """
+    if not isinstance(row, types.Array) or row.dtype != types.float32 or least != types.float32:
+        return None
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        many = ir.VectorType(ir.FloatType(), 64)
+        at = builder.bitcast(builder.gep(data, [arguments[1]]), many.as_pointer())
+        scores = builder.load(at, align=4)
+        lanes = ir.Constant(ir.VectorType(ir.IntType(32), 64), [ir.IntType(32)(0)] * 64)
+        empty = ir.Constant(many, ir.Undefined)
+        single = builder.insert_element(empty, arguments[2], ir.IntType(32)(0))
+        all_least = builder.shuffle_vector(single, empty, lanes)
+        found = builder.fcmp_ordered(">=", scores, all_least)
+        return builder.bitcast(found, ir.IntType(64))
+
+    return types.uint64(row, types.int64, types.float32), generate
+
+
+bits_from: Any = intrinsic(_bits_from)
 
 
 @njit(nogil=True, cache=True)

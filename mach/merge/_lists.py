@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from mach.merge._bits import bits_from, trailing_zeros
 from mach.merge._query import Query
 from mach.merge._select import kth_largest, sort_falling
 from mach.merge._types import Bool, Float, Int
@@ -57,52 +58,53 @@ def survey(scores: NDArray[np.float32], tops: NDArray[np.float32]) -> Bool:
 
 
 @njit(nogil=True, cache=True)
-def _sort_falling(  # noqa: PLR0912
+def _sort_falling(
+    row: NDArray[np.float32],
     keys: NDArray[np.float32],
     values: NDArray[np.int32],
     count: Int,
-    codes: NDArray[np.uint16],
-    spare_keys: NDArray[np.float32],
-    spare_values: NDArray[np.int32],
-    spare_codes: NDArray[np.uint16],
+    coded: NDArray[np.uint64],
+    spare: NDArray[np.uint64],
 ) -> None:
-    """Sort ``keys[:count]`` falling and ``values`` with them: radix on 16 bits, then insertion."""
-    high = keys[0]
-    low = np.float32(np.inf)
+    """Sort ``values[:count]`` by their scores in ``row``, falling, and set ``keys`` to these.
+
+    Radix on 16 bits that code a score, then insertion.
+    """
+    high, low = np.float32(-np.inf), np.float32(np.inf)
     for i in range(count):
-        high = max(high, keys[i])
-        if keys[i] > -np.inf:
-            low = min(low, keys[i])
+        key = row[np.uint64(values[i])]
+        keys[i] = key
+        high = max(high, key)
+        low = min(low, key if key > -np.inf else np.float32(np.inf))
     scale = 0.0
     if low < high:
         scale = 65_534.0 / (np.float64(high) - np.float64(low))
+    places = np.zeros((2, 256), np.int64)
     for i in range(count):
+        code = np.uint64(65_535)
         if keys[i] > -np.inf:
-            codes[i] = np.uint16((np.float64(high) - np.float64(keys[i])) * scale)
-        else:
-            codes[i] = np.uint16(65_535)
-    position = np.empty(256, np.int64)
-    for shift in (0, 8):
-        position[:] = 0
-        for i in range(count):
-            position[(codes[i] >> shift) & 255] += 1
+            code = np.uint64(np.int64((np.float64(high) - np.float64(keys[i])) * scale))
+        places[0, code & np.uint64(255)] += 1
+        places[1, code >> np.uint64(8)] += 1
+        coded[i] = (code << np.uint64(32)) | np.uint64(values[i])
+    for digit in range(2):
         total = 0
-        for digit in range(256):
-            here = position[digit]
-            position[digit] = total
+        for d in range(256):
+            here = places[digit, d]
+            places[digit, d] = total
             total += here
+        shift = np.uint64(32 + 8 * digit)
         for i in range(count):
-            digit = (codes[i] >> shift) & 255
-            to = position[digit]
-            position[digit] = to + 1
-            spare_keys[to] = keys[i]
-            spare_values[to] = values[i]
-            spare_codes[to] = codes[i]
-        keys, spare_keys = spare_keys, keys
-        values, spare_values = spare_values, values
-        codes, spare_codes = spare_codes, codes
-    # Two passes: the sorted data is back where it came from. Equal codes may still be out of
-    # order, by little unless the scores span many orders of magnitude.
+            one = coded[i]
+            d = (one >> shift) & np.uint64(255)
+            spare[places[digit, d]] = one
+            places[digit, d] += 1
+        coded, spare = spare, coded
+    for i in range(count):
+        values[i] = np.int32(coded[i] & np.uint64(0xFFFFFFFF))
+        keys[i] = row[np.uint64(values[i])]
+    # Equal codes may still be out of order, by little unless the scores span many orders of
+    # magnitude.
     moves = 0
     for i in range(1, count):
         key, value = keys[i], values[i]
@@ -129,31 +131,36 @@ def collect(
     """List each row's best buckets, about ``share`` of all, best first.
 
     On return row q has the scores ``keys[q, :counts[q]]`` of buckets ``values[q, :counts[q]]``,
-    and every bucket not listed scores below ``cutoffs[q]`` (-inf where all are listed).
+    and every bucket not listed scores below ``cutoffs[q]`` (-inf where all are listed). What is
+    listed so far stays, so that only more is sorted: begin with counts of 0 and cutoffs of +inf.
     """
     rows, buckets = scores.shape
     sample = np.empty(SAMPLE, np.float32)
-    codes = np.empty(buckets, np.uint16)
-    spare_codes = np.empty(buckets, np.uint16)
-    spare_keys = np.empty(buckets, np.float32)
-    spare_values = np.empty(buckets, np.int32)
+    coded, spare = np.empty(buckets, np.uint64), np.empty(buckets, np.uint64)
+    whole = buckets - buckets % 64
     for q in range(rows):
         row = scores[q]
-        cutoff = np.float32(-np.inf)
+        cutoff, past, listed = np.float32(-np.inf), np.float32(cutoffs[q]), counts[q]
         if share < 1.0 and buckets > SAMPLE:
             for i in range(SAMPLE):
                 sample[i] = row[i * buckets // SAMPLE]
             cutoff = kth_largest(sample, sample.shape[0], max(1, np.int64(share * SAMPLE)))
-        count = np.uint64(0)
-        for v in range(buckets):
-            values[q, count] = v
-            count += np.uint64(row[v] >= cutoff)
-        for i in range(count):
-            keys[q, i] = row[np.uint64(values[q, i])]
+            cutoff = min(cutoff, past)
+        count = np.uint64(listed)
+        for v in range(0, whole, 64):
+            bits = bits_from(row, v, cutoff) & ~bits_from(row, v, past)
+            while bits != 0:
+                values[q, count] = v + trailing_zeros(bits)
+                count += np.uint64(1)
+                bits &= bits - np.uint64(1)
+        for v in range(whole, buckets):
+            if cutoff <= row[v] < past:
+                values[q, count] = v
+                count += np.uint64(1)
         counts[q] = count
         cutoffs[q] = -np.inf if count == buckets else cutoff
         _sort_falling(
-            keys[q], values[q], np.int64(count), codes, spare_keys, spare_values, spare_codes
+            row, keys[q, listed:], values[q, listed:], np.int64(count) - listed, coded, spare
         )
 
 

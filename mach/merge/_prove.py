@@ -1,11 +1,12 @@
-"""Compiled exact search in two parts, for affine hashes: what score is reached, then the proof.
+"""Compiled exact search in two parts: what score is reached, then the proof.
 
-Each repetition's best buckets are tallied (``_tally``) for the first products only, and those that
+Each repetition's best buckets are tallied (``_tally``) for the last products only, and those that
 stand out are scored: a sample, from which the k-th best score of all is estimated, with some to
-spare; where the sample leaves that open, all products are tallied. With floors that this score
-allows, the ring (``_ring``) finds whatever scores more, and looks at most members in words of 64.
-Where fewer than k do, the k-th best found is a score that is reached, and the ring goes around
-once more.
+spare; where a sample is too small, all products are tallied. With floors that this score allows,
+the proof finds whatever scores more: for affine hashes with many members in a bucket the ring
+(``_ring``), which looks at most members in words of 64, else tallies of one window of the products
+after another (``_sweep``). Where fewer than k do, the k-th best found is a score that is reached,
+and the proof starts over.
 """
 
 from __future__ import annotations
@@ -16,94 +17,159 @@ from numpy.typing import NDArray
 
 from mach.merge._lists import Schedule, collect, plan_lists, step_at
 from mach.merge._plan import AffinePlan, StoredPlan
-from mach.merge._query import HEAP_SIZE, Query
+from mach.merge._query import Query
 from mach.merge._ring import ring_proof
-from mach.merge._tally import CLASS_COST, Tally, first_costs, scout
+from mach.merge._sweep import cost_of, cost_to_sweep, estimate, scout, sweep, try_floors
+from mach.merge._tally import BLOCK, Tally, is_full
 from mach.merge._types import Bool, Float, Int
 
 __all__ = ["prove_search"]
 
-_RING_COST = 2.0  # nanoseconds a member
-_LEAST_SHARE, _MOST_SHARE = 1 / 16, 0.5  # of the products, scouted; past that, all
+_CLASS_COST, _MEMBER_COST, _RUN_COST = 0.06, 1.2, 6.0  # nanoseconds, of tallying
+_RING_BUCKET_COST, _RING_MEMBER_COST = 1200.0, 1.2  # nanoseconds, of a bucket and its members
+# At least so many windows of a table, where each then has so many of a bucket's members.
+_WINDOWS, _WINDOW_RUN = 4, 15.0
+_SAMPLE, _MOST_SAMPLE = 1 / 16, 0.5  # of the products, scouted; past that, all
 _SAMPLED = 6.0  # of the products wanted that the sample should have
-_SPREAD = 1.0  # standard deviations that it may have more
-_SPARE_COST = 2.0  # of a walk that allows for these, at most
-_SAMPLE_DEPTH = 1.25  # buckets tallied for each where all products are
+_SAMPLE_DEPTH = 0.4  # buckets tallied for each where all products are
+_SHALLOW = 5.0  # times as many that a proof seems to take, and the sample says too little
+_DEEPER = 4.0  # times as many that are tallied then at most
+# Buckets sorted for each tallied at first; for each tallied then, or where that is not known, for
+# each sorted before.
+_LISTED, _TO_LIST, _MORE_LISTED = 2.0, 1.5, 2.0
 
 
 @njit(nogil=True, cache=True)
-def _kth_best(query: Query, k: Int) -> Float:
-    """The k-th best score in the heap."""
-    scores = np.sort(query.heap_scores[: query.state[HEAP_SIZE]])
-    return scores[max(scores.shape[0] - k, 0)]
+def _windows(num_classes: Int, mean_size: Float, tally: Tally) -> Int:
+    """How many windows to tally the products in."""
+    number = -(-num_classes // (tally.tallies.shape[0] // BLOCK * BLOCK))
+    return max(number, _WINDOWS) if mean_size >= _WINDOWS * _WINDOW_RUN else number
 
 
 @njit(nogil=True, cache=True)
-def _target(query: Query, schedule: Schedule, num_steps: Int, expected: Float) -> Float:
-    """What score to allow for, when a sample with ``expected`` of the k best is in the heap.
+def _sampled_target(
+    query: Query,
+    plan: AffinePlan | StoredPlan,
+    first: Int,
+    num_classes: Int,
+    schedule: Schedule,
+    num_steps: Int,
+    tally: Tally,
+    window: Int,
+    depth: Float,
+) -> Float:
+    """What the k-th best product is likely to score, by those from ``first`` on; +inf if unknown.
 
-    It may have more of them than expected. Where to allow for that costs far more than not to, the
-    k-th best product is about the last that stands out, and a sample says too little: +inf.
+    ``depth`` members are tallied for each where all products are, and more where what is found
+    says that good products have no better buckets.
     """
-    target = _kth_best(query, np.int64(expected) + 1) - query.tolerances[0]
-    most = _SPARE_COST * schedule.costs[step_at(schedule, num_steps, target, np.inf)]
-    target = _kth_best(query, np.int64(expected + _SPREAD * np.sqrt(expected)) + 1)
-    target -= query.tolerances[0]
-    step = step_at(schedule, num_steps, target, np.inf)
-    return target if schedule.bounds[step] < target and schedule.costs[step] <= most else np.inf
+    share = np.float64(num_classes - first) / num_classes
+    target = np.inf
+    for _ in range(2):
+        step = step_at(schedule, num_steps, -np.inf, depth)
+        if step == 0 or not schedule.bounds[step] > -np.inf:
+            break
+        if not scout(query, plan, first, num_classes, schedule, step, tally, window):
+            return np.inf
+        target = estimate(query, schedule, num_steps, share)
+        cost = cost_of(schedule, num_steps, target)
+        if cost <= _SHALLOW * depth:
+            break
+        depth = min(cost, _DEEPER * depth)
+    return target
 
 
 @njit(nogil=True, cache=True)
-def prove_search(
+def _list_more(
+    query: Query, schedule: Schedule, sizes: NDArray[np.int64], num_classes: Int, share: Float
+) -> Int:
+    """List a larger share of the buckets, and plan anew; the number of steps."""
+    n, buckets = query.scores.shape
+    collect(query.scores, share, query.keys, query.values, query.counts, query.cutoffs)
+    return plan_lists(query, schedule, sizes, num_classes / buckets, np.float64(n * num_classes))
+
+
+@njit(nogil=True, cache=True)
+def prove_search(  # noqa: PLR0911, PLR0912, PLR0915
     query: Query,
     plan: AffinePlan | StoredPlan,
     num_classes: Int,
     schedule: Schedule,
     sizes: NDArray[np.int64],
     tally: Tally,
+    may_ring: Bool,
     first_buckets: Float,
-    listed_share: Float,
+    most_listed: Float,
     most_work: Float,
 ) -> Bool:
     """Fill the heap with the k best, if that takes no more than ``most_work`` nanoseconds.
 
     Otherwise False, and the heap holds some good products. ``first_buckets`` of a repetition are
-    tallied for one product wanted, more by its root; ``listed_share`` of the buckets are sorted,
-    and may be walked.
+    tallied for one product wanted, more by its root, where all products are; ``most_listed`` of a
+    repetition's buckets are sorted at most.
     """
     n, buckets = query.scores.shape
-    k = query.heap_scores.shape[0]
-    mean_size = num_classes / buckets
+    root, mean_size = np.sqrt(query.heap_scores.shape[0]), num_classes / buckets
+    members = np.float64(n * num_classes)
     query.state[:] = 0
-    cost, member_cost = first_costs(query, num_classes, tally, first_buckets)
-    left = most_work - CLASS_COST * num_classes - member_cost * cost
-    if left < 0.0:
+    number = _windows(num_classes, mean_size, tally)
+    window = -(-num_classes // (number * BLOCK)) * BLOCK
+    price = _MEMBER_COST + _RUN_COST * number / mean_size
+    ring_price = _RING_MEMBER_COST + _RING_BUCKET_COST / mean_size
+    first = first_buckets * root * n * mean_size
+    listed = _LISTED * first / members
+    left = most_work - _CLASS_COST * num_classes
+    if price * first > left or listed > most_listed:
         return False
-    collect(query.scores, listed_share, query.keys, query.values, query.counts, query.cutoffs)
-    num_steps = plan_lists(query, schedule, sizes, mean_size, np.float64(n * num_classes))
-    share = max(_LEAST_SHARE, _SAMPLED / k)
-    if share > _MOST_SHARE:
-        share = 1.0
+    query.counts[:], query.cutoffs[:] = 0, np.inf
+    num_steps = _list_more(query, schedule, sizes, num_classes, listed)
+    target, tried, begin, sample_from = np.inf, False, np.int64(0), np.int64(num_classes)
+    sampled = np.ceil(max(_SAMPLE, _SAMPLED / root**2) * number)
+    if sampled <= _MOST_SAMPLE * number:
+        sample_from = np.int64((number - sampled) * window)
+        depth = _SAMPLE_DEPTH * first
+        target = _sampled_target(
+            query, plan, sample_from, num_classes, schedule, num_steps, tally, window, depth
+        )
     while True:
-        some = np.int64(share * num_classes)
-        depth = cost if share == 1.0 else _SAMPLE_DEPTH * cost
-        step = step_at(schedule, num_steps, -np.inf, depth)
-        if step == 0 or not schedule.bounds[step] > -np.inf:
-            return False
-        target = np.inf
-        if scout(query, plan, some, schedule, step, tally):
-            target = query.heap_scores[0] - query.tolerances[0]
-            if share < 1.0:
-                target = _target(query, schedule, num_steps, k * share)
-        while target < np.inf:
-            step = step_at(schedule, num_steps, target, np.inf)
-            if not schedule.bounds[step] < target or left < _RING_COST * schedule.costs[step]:
-                break
-            left -= _RING_COST * schedule.costs[step]
-            ring_proof(query, plan, num_classes, schedule, step)
-            target = query.heap_scores[0] - query.tolerances[0]
-            if schedule.bounds[step] < target:
+        if target == np.inf:
+            step = step_at(schedule, num_steps, -np.inf, first)
+            if tried or step == 0 or not schedule.bounds[step] > -np.inf:
+                return False
+            tried, sample_from = True, np.int64(num_classes)
+            if try_floors(query, plan, num_classes, schedule, step, tally, window):
                 return True
-        if share == 1.0:
+            if not is_full(query):
+                return False
+            target = query.heap_scores[0] - query.tolerances[0]
+        aim = cost_to_sweep(schedule, num_steps, target, members)
+        ring_aim = cost_of(schedule, num_steps, target)
+        by_ring = may_ring and ring_price * ring_aim < price * aim
+        aim = ring_aim if by_ring else aim
+        step = step_at(schedule, num_steps, -np.inf, aim)
+        cost = (ring_price if by_ring else price) * schedule.costs[step]
+        cost *= 1.0 - begin / num_classes
+        if cost > left:
             return False
-        share = 1.0
+        if schedule.costs[step] < aim or not schedule.bounds[step] > -np.inf:
+            if listed == most_listed:
+                return False
+            wanted = _TO_LIST * aim / members if aim < np.inf else 0.0
+            listed = min(max(wanted, _MORE_LISTED * listed), most_listed)
+            num_steps = _list_more(query, schedule, sizes, num_classes, listed)
+            target -= query.tolerances[0]  # which may have grown
+            continue
+        left -= cost
+        if by_ring:
+            ring_proof(query, plan, num_classes, schedule, step)
+            if schedule.bounds[step] < query.heap_scores[0] - query.tolerances[0]:
+                return True
+        else:
+            begin = sweep(
+                query, plan, num_classes, schedule, num_steps, tally, window, begin, sample_from,
+                target,
+            )  # fmt: skip
+            if begin == num_classes:
+                return True
+        sample_from = np.int64(num_classes)
+        target = query.heap_scores[0] - query.tolerances[0] if is_full(query) else np.inf

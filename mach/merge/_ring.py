@@ -145,6 +145,7 @@ def ring_search(
     n = query.scores.shape[0]
     if new:
         mean_size = num_classes / query.scores.shape[1]
+        query.counts[:], query.cutoffs[:] = 0, np.inf
         collect(query.scores, listed_share, query.keys, query.values, query.counts, query.cutoffs)
         num_steps = plan_lists(query, schedule, sizes, mean_size, most_work / MEMBER_COST)
         state[:] = 0

@@ -31,6 +31,7 @@ def _open_affine(
     cursors: NDArray[np.uint32],
     ends: NDArray[np.uint32],
     offsets: NDArray[np.int32],
+    class_from: Int,
 ) -> None:
     """See ``AffinePlan.run_classes``: classes wrap around p once, at the run's first member."""
     p, b = plan.prime, plan.num_buckets
@@ -44,15 +45,47 @@ def _open_affine(
             inner += p
         first = multiply_mod(inner, plan.inverses[q], plan.inverse_magics[q], p)
         short = np.int64(bucket >= first_short)
-        base = short * (2 * m + 1)
         length = m - short
-        wrap = p - first
-        j = base + np.int64(plan.run_index[q, short, wrap >> plan.run_shift])
-        while j < base + length and np.int64(row[j]) < wrap:
+        j, least = short * (2 * m + 1), p - first + class_from
+        end = j + 2 * length
+        height = least
+        if height >= p:
+            height -= p
+            j += length
+        j += np.int64(plan.run_index[q, short, height >> plan.run_shift])
+        while j < end and np.int64(row[j]) < least:
             j += 1
         cursors[start + i] = j
-        ends[start + i] = j + length
+        ends[start + i] = end
         offsets[start + i] = first - p
+
+
+@njit(nogil=True, cache=True)
+def _open_stored(
+    plan: StoredPlan,
+    q: Int,
+    values: NDArray[np.int32],
+    count: Int,
+    start: Int,
+    cursors: NDArray[np.uint32],
+    ends: NDArray[np.uint32],
+    offsets: NDArray[np.int32],
+    class_from: Int,
+) -> None:
+    starts, members = plan.starts[plan.repetitions[q]], plan.members[plan.repetitions[q]]
+    for i in range(count):
+        bucket = np.int64(values[q, i])
+        low, end = starts[bucket], starts[bucket + 1]
+        high = end if class_from > 0 else low
+        while low < high:
+            middle = (low + high) >> 1
+            if np.int64(members[middle]) < class_from:
+                low = middle + 1
+            else:
+                high = middle
+        cursors[start + i] = low
+        ends[start + i] = end
+        offsets[start + i] = 0
 
 
 def open_runs(
@@ -62,8 +95,9 @@ def open_runs(
     count: Int,
     start: Int,
     tally: Any,
+    class_from: Int,
 ) -> None:
-    """Set the runs of buckets ``values[q, :count]`` to their beginnings."""
+    """Set the runs of buckets ``values[q, :count]`` to their members from a class on."""
     raise NotImplementedError
 
 
@@ -78,23 +112,19 @@ def exact(scores: NDArray[np.float32], plan: AffinePlan | StoredPlan, label: Int
 
 
 @overload(open_runs)
-def _open_by_plan(plan: Any, q: Any, values: Any, count: Any, start: Any, tally: Any) -> Any:
-    if plan.instance_class is AffinePlan:
+def _open_by_plan(
+    plan: Any, q: Any, values: Any, count: Any, start: Any, tally: Any, class_from: Any
+) -> Any:
+    compiled = _open_affine if plan.instance_class is AffinePlan else _open_stored
 
-        def by_hash(plan: Any, q: Any, values: Any, count: Any, start: Any, tally: Any) -> Any:
-            _open_affine(plan, q, values, count, start, tally.cursors, tally.ends, tally.offsets)
+    def opened(
+        plan: Any, q: Any, values: Any, count: Any, start: Any, tally: Any, class_from: Any
+    ) -> Any:
+        compiled(
+            plan, q, values, count, start, tally.cursors, tally.ends, tally.offsets, class_from
+        )
 
-        return by_hash
-
-    def by_lists(plan: Any, q: Any, values: Any, count: Any, start: Any, tally: Any) -> Any:
-        starts = plan.starts[plan.repetitions[q]]
-        for i in range(count):
-            bucket = values[q, i]
-            tally.cursors[start + i] = starts[bucket]
-            tally.ends[start + i] = starts[bucket + 1]
-            tally.offsets[start + i] = 0
-
-    return by_lists
+    return opened
 
 
 @overload(run_row)

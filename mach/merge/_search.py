@@ -17,7 +17,7 @@ from mach.merge._quartet import QUARTET, pack_codes, scan_four
 from mach.merge._query import HEAP_SIZE, MEMBERS, REACHED
 from mach.merge._ring import LIMIT, PROVEN, ring_search
 from mach.merge._scan import CHUNK, Scan, scan_products
-from mach.merge._tally import MOST_TALLIED_ROWS, tally_search
+from mach.merge._tally import MOST_TALLIED_ROWS
 from mach.merge._workspace import Workspace
 from mach.merge.products import ProductSet
 from mach.merge.result import TopKResult, WorkBudget
@@ -32,10 +32,8 @@ _WALK_BUCKET, _WALK_FIXED = 3.0, 100_000.0  # to prepare a repetition's bucket; 
 
 _LISTED_SHARE = 1 / 8  # of a repetition's buckets that are sorted, and may be walked
 _FIRST_BUCKETS = 30.0  # of a repetition, tallied at first for one product wanted; more by its root
-_SCOUTED_BUCKETS = 12.0  # the same where the proof is another search
 _SORTED_SHARE = 1 / 3  # of a repetition's buckets that are sorted, and may be tallied
-_TALLY_MOST = 1 << 24  # products: of more, a bucket's members lie too far apart in memory
-_WALK_SHARE = 0.5  # of the cost of a scan that a walk may take before it is given up
+_WALK_SHARE = 0.7  # of the cost of a scan that a walk may take before it is given up
 _WALK_MOST = 1 / 16  # of the products, looked for: past this, a scan
 _SLICE_MEMBERS, SCAN_SLICE = 200_000, 16 * CHUNK  # between two looks at the clock, or queries
 
@@ -166,7 +164,7 @@ class Search:
         ):
             most_work = _WALK_SHARE * unit * n * self.to_scan
             # What is proven part by part only says little of what a budget left out.
-            if not self.limited and n <= MOST_TALLIED_ROWS and self._tallied:
+            if not self.limited and n <= MOST_TALLIED_ROWS:
                 if self.tally(most_work, workspace):
                     return self.result(self.bound, True)
             else:
@@ -202,35 +200,23 @@ class Search:
         query = workspace.query(
             self.scores, self._bitmap_to_walk(), self.heap_scores, self.heap_classes
         )
-        search: Any = tally_search
-        first_buckets, share = _FIRST_BUCKETS, _SORTED_SHARE
-        if self._by_bits:
-            search, first_buckets, share = prove_search, _SCOUTED_BUCKETS, _LISTED_SHARE
-        done = search(
+        compiled = self.plan.compiled
+        done = prove_search(
             query,
-            self.plan.compiled,
+            compiled,
             self.index.num_classes,
             workspace.schedule,
             self.plan.sizes,
             workspace.tally(self.room),
-            first_buckets,
-            share,
+            isinstance(compiled, AffinePlan) and compiled.residue_members.size > 0,
+            _FIRST_BUCKETS,
+            _SORTED_SHARE,
             most_work,
         )
         self.candidates = int(query.state[MEMBERS])
         self.size = int(query.state[HEAP_SIZE])
         self.bound = float(workspace.schedule.bounds[query.state[REACHED]])
         return bool(done)
-
-    @property
-    def _tallied(self) -> bool:
-        """Whether tallying is the quicker way to walk."""
-        return self.index.num_classes <= _TALLY_MOST
-
-    @property
-    def _by_bits(self) -> bool:
-        compiled = self.plan.compiled
-        return isinstance(compiled, AffinePlan) and compiled.residue_members.size > 0
 
     def _bitmap_to_walk(self) -> NDArray[np.uint8]:
         allowed = self.allowed

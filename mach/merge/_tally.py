@@ -1,14 +1,10 @@
-"""Compiled exact search by tallying the members of each repetition's best buckets.
+"""Compiled tallying of the members of each repetition's best buckets.
 
 Let floor_q be a score for each repetition q, with sum F. No product scores more than F plus, for
 each repetition whose bucket scores above its floor, the excess. Those excesses are added up in
-8 bits, rounded up, a cached part of the products at a time; only where the sum allows for the
+8 bits, rounded up, a cached window of the products at a time; only where the sum allows for the
 score to be reached is a product scored (Moffat and Zobel's accumulators, "Self-indexing inverted
 files for fast text retrieval", ACM TOIS 1996, with bounds in place of a quota).
-
-First a few buckets of each repetition are tallied, to score the products that stand out: the k-th
-best of these is a score to be reached. Then the floors are lowered until F falls short of it, and
-further, so that one bucket alone seldom makes up for the difference.
 """
 
 from __future__ import annotations
@@ -20,39 +16,50 @@ from numba import njit
 from numpy.typing import NDArray
 
 from mach.merge._bits import is_allowed
-from mach.merge._lists import Schedule, collect, plan_lists, step_at
+from mach.merge._columns import fill_listed
+from mach.merge._lists import Schedule
 from mach.merge._plan import AffinePlan, StoredPlan
 from mach.merge._query import HEAP_SIZE, MEMBERS, REACHED, Query
-from mach.merge._runs import exact, open_runs, run_row
+from mach.merge._runs import open_runs, run_row
 from mach.merge._select import heap_push
 from mach.merge._types import Bool, Float, Int
 
-__all__ = ["CLASS_COST", "MOST_TALLIED_ROWS", "Tally", "first_costs", "scout", "tally_search"]
-
-_FAILED, _GOOD, _PROVEN = 0, 1, 2
+__all__ = [
+    "BATCH",
+    "BLOCK",
+    "MOST_TALLIED_ROWS",
+    "Tally",
+    "add_runs",
+    "find",
+    "is_full",
+    "least_of",
+    "offer_found",
+    "offer_from",
+    "set_floors",
+]
 
 MOST_TALLIED_ROWS = 128  # codes round up by one each, and have to sum to at most 255
-_BLOCK = 256  # tallies looked through together
+BATCH = 256  # products scored together
+BLOCK = 64  # tallies looked through together
 _MEAN_OF = 16  # scores, of which one is looked at
-_STANDING_OUT = 10  # products scored then for each wanted, to see what score is reached
-# Members tallied to prove it, over what floors just low enough take; more for a share of all.
-_PROVING, _PROVING_MORE, _PROVING_MOST = 1.4, 10.0, 3.0
-_TOO_DEEP, _DEEPER = 6.0, 3.0  # more members than that is not believed, but this many tried first
-_LISTED = 2.0  # buckets sorted for each tallied at first
-_MEMBER_COST, CLASS_COST, _RUN_COST = 1.0, 0.06, 5.0  # nanoseconds
+_APART, _SAMPLED = 16.0, 32.0  # tallies looked at to guess how many are as large; of the largest
 
 
 class Tally(NamedTuple):
     """Arrays for tallying; n repetitions, B buckets."""
 
     tallies: NDArray[np.uint8]  # (products tallied together,), all 0 between searches
-    starts: NDArray[np.int64]  # (n + 1,): where a repetition's runs start in the following
+    starts: NDArray[np.int64]  # (n,): where a repetition's runs start in the following
+    counts: NDArray[np.int64]  # (n,): how many of them there are
     cursors: NDArray[np.uint32]  # (n * B,): a bucket's next member
     ends: NDArray[np.uint32]  # (n * B,): and its last but one
     offsets: NDArray[np.int32]  # (n * B,): from the members as listed to classes
     codes: NDArray[np.uint8]  # (n * B,): the excess in steps, rounded up
     found_classes: NDArray[np.uint32]  # scratch: products that stand out
     found_codes: NDArray[np.uint8]  # scratch: their tallies
+    classes: NDArray[np.uint32]  # (BATCH,), scratch: products scored together
+    buckets: NDArray[np.uint32]  # (n, BATCH), scratch: theirs
+    totals: NDArray[np.float64]  # (BATCH,), scratch
 
 
 @njit(nogil=True, cache=True)
@@ -67,27 +74,30 @@ def _mean_of_some(row: NDArray[np.float32], most: Float) -> Float:
 
 
 @njit(nogil=True, cache=True)
-def _set_floors(
+def set_floors(
     query: Query,
     plan: AffinePlan | StoredPlan,
     schedule: Schedule,
     step: Int,
     tally: Tally,
     from_means: Bool,
+    first: Int,
 ) -> Float:
-    """Open the runs of the buckets above the floors after ``step`` steps; the width of a code.
+    """Code the buckets above the floors after ``step`` steps; the width of a code.
 
-    Codes say by how much scores exceed the floors, or their row's mean. The width is 0 where
-    scores differ by too little to be told apart.
+    Their runs are opened at class ``first``, or left as they are where that is below 0: then the
+    floors must not be lower than before. Codes say by how much scores exceed the floors, or their
+    row's mean. The width is 0 where scores differ by too little to be told apart.
     """
     n = query.scores.shape[0]
+    starts, counts = tally.starts, tally.counts
     query.state[REACHED] = step
-    taken = np.zeros(n, np.int64)
     for q in range(n):
         query.floors[q] = query.keys[q, 0]
+        counts[q] = 0
     for s in range(step):
         query.floors[schedule.rows[s]] = schedule.floors[s]
-        taken[schedule.rows[s]] = schedule.ends[s]
+        counts[schedule.rows[s]] = schedule.ends[s]
     if from_means:
         for q in range(n):
             query.floors[q] = _mean_of_some(query.scores[q], query.floors[q])
@@ -98,26 +108,29 @@ def _set_floors(
     if not 1e-30 < width < np.inf:
         return 0.0
     inverse = 1.0 / width
-    tally.starts[0] = 0
+    start = np.int64(0)
     for q in range(n):
-        start = tally.starts[q]
-        tally.starts[q + 1] = start + taken[q]
+        if first >= 0:
+            starts[q] = start
+            start += counts[q]
+            open_runs(plan, q, query.values, counts[q], starts[q], tally, first)
         floor = query.floors[q]
-        for i in range(taken[q]):
+        for i in range(counts[q]):
             excess = np.float64(query.keys[q, i]) - floor
-            tally.codes[start + i] = np.uint8(np.int64(excess * inverse) + 1)
-        open_runs(plan, q, query.values, taken[q], start, tally)
+            tally.codes[starts[q] + i] = np.uint8(np.int64(excess * inverse) + 1)
     return width
 
 
 @njit(nogil=True, cache=True)
-def _add_runs(plan: AffinePlan | StoredPlan, tally: Tally, first: Int, length: Int) -> Int:
-    """Tally the members among the classes from ``first`` on; how many they are."""
+def add_runs(
+    query: Query, plan: AffinePlan | StoredPlan, tally: Tally, first: Int, length: Int
+) -> None:
+    """Tally the members among the ``length`` classes from ``first`` on, where all runs are."""
     tallies, cursors, ends = tally.tallies, tally.cursors, tally.ends
     members = np.int64(0)
-    for q in range(tally.starts.shape[0] - 1):
-        row = run_row(plan, q)
-        for i in range(np.uint64(tally.starts[q]), np.uint64(tally.starts[q + 1])):
+    for q in range(tally.starts.shape[0]):
+        row, start = run_row(plan, q), tally.starts[q]
+        for i in range(np.uint64(start), np.uint64(start + tally.counts[q])):
             begun = np.int64(cursors[i])
             j, end = begun, np.int64(ends[i])
             shift = np.int64(tally.offsets[i]) - first
@@ -130,11 +143,22 @@ def _add_runs(plan: AffinePlan | StoredPlan, tally: Tally, first: Int, length: I
                 j += 1
             cursors[i] = j
             members += j - begun
-    return members
+    query.state[MEMBERS] += members
 
 
 @njit(nogil=True, cache=True)
-def _least_of(tally: Tally, count: Int, wanted: Int) -> Int:
+def _any_of(tallies: NDArray[np.uint8], block: Int, least: Int) -> Bool:
+    """Whether a block of tallies has one of ``least`` or more; in vector instructions."""
+    if least > 255:
+        return False
+    code, found = np.uint8(least), np.uint8(0)
+    for f in range(BLOCK):
+        found |= np.uint8(tallies[np.uint64(block) + np.uint64(f)] >= code)
+    return found != 0
+
+
+@njit(nogil=True, cache=True)
+def least_of(tally: Tally, count: Int, wanted: Int) -> Int:
     """The least tally that no more than ``wanted`` of ``count`` products found have; or 255."""
     histogram = np.zeros(256, np.int64)
     for f in range(count):
@@ -147,50 +171,51 @@ def _least_of(tally: Tally, count: Int, wanted: Int) -> Int:
 
 
 @njit(nogil=True, cache=True)
-def _offer_found(
-    query: Query, plan: AffinePlan | StoredPlan, tally: Tally, count: Int, low: Int, high: Int
-) -> None:
-    """Score the products found with tallies from ``low`` to below ``high``."""
-    size = query.state[HEAP_SIZE]
-    for f in range(count):
-        if low <= np.int64(tally.found_codes[f]) < high:
-            label = np.int64(tally.found_classes[f])
-            score = exact(query.scores, plan, label)
-            size = heap_push(query.heap_scores, query.heap_classes, size, score, label)
-    query.state[HEAP_SIZE] = size
+def _likely_least(query: Query, tally: Tally, first: Int, length: Int, wanted: Float) -> Int:
+    """The least tally of about ``wanted`` of the products tallied, by some of them."""
+    histogram = np.zeros(256, np.int64)
+    apart = np.int64(min(max(wanted / _SAMPLED, 1.0), _APART))
+    for f in range(0, length, apart):
+        if is_allowed(query.bitmap, first + f):
+            histogram[tally.tallies[f]] += 1
+    least, found = np.int64(255), np.float64(histogram[255])
+    while least > 1 and apart * (found + histogram[least - 1]) <= wanted:
+        least -= 1
+        found += histogram[least]
+    return least
 
 
 @njit(nogil=True, cache=True)
-def _find(
-    query: Query, plan: AffinePlan | StoredPlan, num_classes: Int, tally: Tally, least: Int
+def find(
+    query: Query,
+    plan: AffinePlan | StoredPlan,
+    first: Int,
+    num_classes: Int,
+    tally: Tally,
+    window: Int,
+    wanted: Int,
 ) -> tuple[Int, Int]:
-    """Find the products tallied at ``least`` or more; what there is no room for is offered.
+    """Tally the classes from ``first`` on, and find about ``wanted`` with the largest tallies.
 
-    Where ``least`` is 0, find those with the largest tallies, as many as there is room for.
-    Returns how many were found, and the least tally with which all are.
+    More where there is room. Returns how many, and the least tally with which all are found.
     """
     tallies, codes, classes = tally.tallies, tally.found_codes, tally.found_classes
-    room = codes.shape[0]
-    some, least, found = least == 0, max(least, np.int64(1)), np.int64(0)
-    for first in range(0, num_classes, tallies.shape[0]):
-        length = min(tallies.shape[0], num_classes - first)
-        query.state[MEMBERS] += _add_runs(plan, tally, first, length)
-        for block in range(0, length, _BLOCK):
-            past = min(length, block + _BLOCK)
-            largest = np.uint8(0)
-            for f in range(np.uint64(block), np.uint64(past)):
-                largest = max(largest, tallies[f])
-            if np.int64(largest) < least:
+    room, least, found = codes.shape[0], np.int64(0), np.int64(0)
+    for start in range(first, num_classes, window):
+        length = min(window, num_classes - start)
+        add_runs(query, plan, tally, start, length)
+        if start == first:
+            here = wanted * (np.float64(length) / (num_classes - first))
+            least = _likely_least(query, tally, start, length, here)
+        for block in range(0, length, BLOCK):
+            if not _any_of(tallies, block, least):
                 continue
-            for f in range(block, past):
-                if np.int64(tallies[f]) < least or not is_allowed(query.bitmap, first + f):
+            for f in range(block, block + BLOCK):
+                if np.int64(tallies[f]) < least or not is_allowed(query.bitmap, start + f):
                     continue
-                if found == room and not some:
-                    _offer_found(query, plan, tally, found, 0, 256)
-                    found = np.int64(0)
-                elif found == room:
+                if found == room:
                     # What has the least tally goes; where all have the same, what comes later.
-                    least = _least_of(tally, found, room // 2)
+                    least = least_of(tally, found, room // 2)
                     kept = np.int64(0)
                     for i in range(found):
                         codes[kept], classes[kept] = codes[i], classes[i]
@@ -200,169 +225,82 @@ def _find(
                         least = np.int64(256)
                     if np.int64(tallies[f]) < least:
                         continue
-                classes[found], codes[found] = first + f, tallies[f]
+                classes[found], codes[found] = start + f, tallies[f]
                 found += 1
         tallies[:length] = 0
     return found, least
 
 
 @njit(nogil=True, cache=True)
-def _proving_step(schedule: Schedule, num_steps: Int, threshold: Float, most: Float) -> Int:
-    """The step likely to prove a k-th best score of ``threshold``; -1 if it is not planned.
-
-    ``most`` is how many members there are in all. The more of them it takes, the more products
-    sum up many small excesses, and the further below the threshold the floors have to be.
-    """
-    step = step_at(schedule, num_steps, threshold, np.inf)
-    cost = schedule.costs[step]
-    aim = cost * min(_PROVING + _PROVING_MORE * cost / most, _PROVING_MOST)
-    if not schedule.bounds[step] < threshold:
-        return -1
-    while step < num_steps and schedule.costs[step] < aim:
-        step += 1
-    if schedule.costs[step] < aim or not schedule.bounds[step] > -np.inf:
-        return -1
-    return step
+def is_full(query: Query) -> Bool:
+    """Whether as many products were found as are wanted."""
+    return query.state[HEAP_SIZE] == query.heap_scores.shape[0] and query.heap_scores[0] > -np.inf
 
 
 @njit(nogil=True, cache=True)
-def _score_outstanding(
-    query: Query, plan: AffinePlan | StoredPlan, num_classes: Int, tally: Tally
-) -> tuple[Bool, Int, Int, Int]:
-    """Tally, and fill the heap with the best of those that stand out.
-
-    Returns whether it is full, how many products were found, the least tally with which all are,
-    and the least tally of those that were scored.
-    """
-    found, least = _find(query, plan, num_classes, tally, 0)
-    query.state[HEAP_SIZE] = 0
-    high = _least_of(tally, found, _STANDING_OUT * query.heap_scores.shape[0])
-    _offer_found(query, plan, tally, found, high, 256)
-    full = query.state[HEAP_SIZE] == query.heap_scores.shape[0]
-    return full and query.heap_scores[0] > -np.inf, found, least, high
-
-
-@njit(nogil=True, cache=True)
-def first_costs(
-    query: Query, num_classes: Int, tally: Tally, first_buckets: Float
-) -> tuple[Float, Float]:
-    """How many members to tally at first, and what one costs in nanoseconds."""
-    n, buckets = query.scores.shape
-    mean_size = num_classes / buckets
-    member_cost = _MEMBER_COST + _RUN_COST * (1.0 / mean_size + 1.0 / tally.tallies.shape[0])
-    return first_buckets * np.sqrt(query.heap_scores.shape[0]) * n * mean_size, member_cost
+def _offer(query: Query, plan: AffinePlan | StoredPlan, tally: Tally, count: Int) -> None:
+    """Score ``tally.classes[:count]``, each the float64 sum in increasing order of repetition."""
+    classes, totals = tally.classes, tally.totals
+    fill_listed(plan, classes[:count], tally.buckets)
+    totals[:count] = 0.0
+    for q in range(query.scores.shape[0]):
+        row, buckets = query.scores[q], tally.buckets[q]
+        for f in range(np.uint64(count)):
+            totals[f] += np.float64(row[np.uint64(buckets[f])])
+    size = query.state[HEAP_SIZE]
+    for f in range(count):
+        size = heap_push(
+            query.heap_scores, query.heap_classes, size, totals[f], np.int64(classes[f])
+        )
+    query.state[HEAP_SIZE] = size
 
 
 @njit(nogil=True, cache=True)
-def scout(
+def offer_found(
+    query: Query, plan: AffinePlan | StoredPlan, tally: Tally, count: Int, low: Int, high: Int
+) -> None:
+    """Score the products found with tallies from ``low`` to below ``high``."""
+    chosen = np.int64(0)
+    for f in range(count):
+        if low <= np.int64(tally.found_codes[f]) < high:
+            tally.classes[chosen] = tally.found_classes[f]
+            chosen += 1
+            if chosen == BATCH:
+                _offer(query, plan, tally, chosen)
+                chosen = np.int64(0)
+    _offer(query, plan, tally, chosen)
+
+
+@njit(nogil=True, cache=True)
+def offer_from(
     query: Query,
     plan: AffinePlan | StoredPlan,
-    num_classes: Int,
-    schedule: Schedule,
-    step: Int,
+    first: Int,
+    length: Int,
     tally: Tally,
-) -> Bool:
-    """Score products that probably are the best; whether the heap is full of them.
+    target: Float,
+    bound: Float,
+    width: Float,
+) -> None:
+    """Score the products tallied that may score above ``target``, or above the k-th best found.
 
-    They are those whose scores in the buckets above the floors after ``step`` steps, and their
-    rows' means elsewhere, have the largest sums.
+    ``bound`` is the sum of the floors. The tallies are 0 on return.
     """
-    if _set_floors(query, plan, schedule, step, tally, True) == 0.0:
-        return False
-    return _score_outstanding(query, plan, num_classes, tally)[0]
-
-
-@njit(nogil=True, cache=True)
-def _try_step(
-    query: Query,
-    plan: AffinePlan | StoredPlan,
-    num_classes: Int,
-    schedule: Schedule,
-    step: Int,
-    tally: Tally,
-) -> Int:
-    """Tally down to the floors after ``step`` steps and score the products that stand out.
-
-    What is in the heap then is _GOOD, or even _PROVEN to be the best; _FAILED where it is not full.
-    """
-    width = _set_floors(query, plan, schedule, step, tally, False)
-    if width == 0.0:
-        return _FAILED
-    full, found, least, high = _score_outstanding(query, plan, num_classes, tally)
-    if not full:
-        return _FAILED
-    # Products tallied at less than this score less than what is reached.
-    over = (query.heap_scores[0] - query.tolerances[0] - schedule.bounds[step]) / width
-    if over >= 0.0 and over + 1.0 >= least:
-        _offer_found(query, plan, tally, found, np.int64(min(over, 255.0)) + 1, high)
-        return _PROVEN
-    return _GOOD
-
-
-@njit(nogil=True, cache=True)
-def tally_search(  # noqa: PLR0912
-    query: Query,
-    plan: AffinePlan | StoredPlan,
-    num_classes: Int,
-    schedule: Schedule,
-    sizes: NDArray[np.int64],
-    tally: Tally,
-    first_buckets: Float,
-    most_share: Float,
-    most_work: Float,
-) -> Bool:
-    """Fill the heap with the k best, if that takes no more than ``most_work`` nanoseconds.
-
-    Otherwise False, and the heap holds some good products. ``first_buckets`` of a repetition are
-    tallied at first for one product wanted, more by its root; and at most ``most_share`` of its
-    buckets are sorted.
-    """
-    n, buckets = query.scores.shape
-    mean_size = num_classes / buckets
-    query.state[:] = 0
-    # Of the tallies to be made next.
-    cost, member_cost = first_costs(query, num_classes, tally, first_buckets)
-    most_members = (most_work - CLASS_COST * num_classes) / member_cost
-    share = _LISTED * cost / (n * num_classes)
-    reached = -np.inf
-    if share > most_share or cost > most_members:
-        return False
-    num_steps, step = np.int64(0), np.int64(-1)
-    while True:
-        if step < 0:
-            collect(query.scores, share, query.keys, query.values, query.counts, query.cutoffs)
-            num_steps = plan_lists(query, schedule, sizes, mean_size, most_members)
-        if reached == -np.inf:
-            step = step_at(schedule, num_steps, -np.inf, cost)
-        else:
-            threshold = reached - query.tolerances[0]
-            step = _proving_step(schedule, num_steps, threshold, np.float64(n * num_classes))
-            if step < 0 and share < most_share:
-                share = most_share
-                continue
-        if step <= 0 or not schedule.bounds[step] > -np.inf:
-            return False
-        # Floors that would have to be so much lower may only seem to: the best are not yet known.
-        tries = reached == -np.inf
-        if not tries and schedule.costs[step] > _TOO_DEEP * cost:
-            tries = True
-            while schedule.costs[step] > _DEEPER * cost:
-                step -= 1
-            if schedule.costs[step] <= cost:
-                step += 1  # one step alone is more than that
-        cost = schedule.costs[step]
-        most_members -= cost
-        if tries:
-            status = _try_step(query, plan, num_classes, schedule, step, tally)
-            if status != _GOOD:
-                return status == _PROVEN
-            reached = max(reached, query.heap_scores[0])
+    tallies, classes, tolerance = tally.tallies, tally.classes, query.tolerances[0]
+    chosen, least = np.int64(0), np.int64(min((target - bound) / width, 255.0)) + 1
+    for block in range(0, length, BLOCK):
+        if not _any_of(tallies, block, least):
             continue
-        width = _set_floors(query, plan, schedule, step, tally, False)
-        if width == 0.0:
-            return False
-        least = np.int64((reached - query.tolerances[0] - schedule.bounds[step]) / width) + 1
-        query.state[HEAP_SIZE] = 0
-        found, least = _find(query, plan, num_classes, tally, least)
-        _offer_found(query, plan, tally, found, 0, 256)
-        return True
+        for f in range(block, block + BLOCK):
+            if np.int64(tallies[f]) < least or not is_allowed(query.bitmap, first + f):
+                continue
+            classes[chosen] = first + f
+            chosen += 1
+            if chosen == BATCH:
+                _offer(query, plan, tally, chosen)
+                chosen = np.int64(0)
+                over = (query.heap_scores[0] - tolerance - bound) / width
+                if is_full(query) and over >= least:
+                    least = np.int64(min(over, 255.0)) + 1
+    _offer(query, plan, tally, chosen)
+    tallies[:length] = 0

@@ -12,7 +12,7 @@ from mach.merge._lists import Schedule
 from mach.merge._quartet import QUARTET
 from mach.merge._query import STATE_SIZE, Query
 from mach.merge._scan import CHUNK
-from mach.merge._tally import Tally
+from mach.merge._tally import BATCH, Tally
 
 __all__ = ["Workspace"]
 
@@ -83,13 +83,17 @@ class Workspace:
             runs = self.keys.size
             self._tally = Tally(
                 tallies=np.zeros(_TALLIED, np.uint8),
-                starts=np.zeros(self.rows + 1, np.int64),
+                starts=np.zeros(self.rows, np.int64),
+                counts=np.zeros(self.rows, np.int64),
                 cursors=np.empty(runs, np.uint32),
                 ends=np.empty(runs, np.uint32),
                 offsets=np.empty(runs, np.int32),
                 codes=np.empty(runs, np.uint8),
                 found_classes=np.empty(most, np.uint32),
                 found_codes=np.empty(most, np.uint8),
+                classes=np.empty(BATCH, np.uint32),
+                buckets=np.empty((self.rows, BATCH), np.uint32),
+                totals=np.empty(BATCH, np.float64),
             )
         return self._tally
 

@@ -96,7 +96,6 @@ def search(table, scores, k, *, way, **options):
             _WALK_MOST=1e18,
             MOST_TALLIED_ROWS=0 if way in ("ring", "bits") else 128,
             _FIRST_BUCKETS=0.5,
-            _SCOUTED_BUCKETS=0.5,
             _SORTED_SHARE=1.0,
         ),
         mock.patch.multiple(_workspace, **small),
