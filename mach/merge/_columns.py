@@ -18,7 +18,7 @@ from mach.merge._arithmetic import multiply_mod
 from mach.merge._plan import AffinePlan, StoredPlan
 from mach.merge._types import Bool, Int
 
-__all__ = ["SLICE", "Filled", "Slices", "fill_listed"]
+__all__ = ["SLICE", "Filled", "Slices", "fill_listed", "fill_row"]
 
 _CHUNK, _BLOCK = 4096, 256
 SLICE = 4 * _CHUNK  # products filled together: with 32 repetitions a megabyte
@@ -139,6 +139,13 @@ def fill_listed(
     raise NotImplementedError
 
 
+def fill_row(
+    plan: AffinePlan | StoredPlan, q: Int, labels: NDArray[np.uint32], buckets: NDArray[Any]
+) -> None:
+    """Buckets of any products in the q-th repetition searched; for compiled code."""
+    raise NotImplementedError
+
+
 @overload(_fill)
 def _fill_by_plan(plan: Any, filled: Any, start: Any, length: Any, new: Any) -> Any:
     if plan.instance_class is AffinePlan:
@@ -156,22 +163,39 @@ def _fill_by_plan(plan: Any, filled: Any, start: Any, length: Any, new: Any) -> 
     return by_lists
 
 
+@overload(fill_row)
+def _fill_row_by_plan(plan: Any, q: Any, labels: Any, buckets: Any) -> Any:
+    if plan.instance_class is AffinePlan:
+
+        def by_hash(plan: Any, q: Any, labels: Any, buckets: Any) -> Any:
+            _fill_places(
+                labels,
+                plan.multipliers[q],
+                plan.multiplier_magics[q],
+                plan.offsets[q],
+                plan.prime,
+                plan.bucket_magic,
+                plan.num_buckets,
+                buckets,
+            )
+
+        return by_hash
+
+    def by_lists(plan: Any, q: Any, labels: Any, buckets: Any) -> Any:
+        repetition = plan.repetitions[q]
+        for f in range(np.uint64(labels.shape[0])):
+            buckets[f] = plan.assignment[np.uint64(labels[f]), repetition]
+
+    return by_lists
+
+
 @overload(fill_listed)
 def _fill_listed_by_plan(plan: Any, labels: Any, buckets: Any) -> Any:
     if plan.instance_class is AffinePlan:
 
         def by_hash(plan: Any, labels: Any, buckets: Any) -> Any:
             for q in range(buckets.shape[0]):
-                _fill_places(
-                    labels,
-                    plan.multipliers[q],
-                    plan.multiplier_magics[q],
-                    plan.offsets[q],
-                    plan.prime,
-                    plan.bucket_magic,
-                    plan.num_buckets,
-                    buckets[q],
-                )
+                fill_row(plan, q, labels, buckets[q])
 
         return by_hash
 

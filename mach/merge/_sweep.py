@@ -27,7 +27,7 @@ _SCOUTED, _STANDING_OUT = 3, 10  # products scored for each wanted, to see what 
 # Standard deviations of the products wanted that a sample may have more, where it costs no more.
 _SPREAD, _SAFE_COST = 2.0, 2.0
 # Members tallied for a proof, over what floors just low enough take; more for a share of all.
-_PROVING, _PROVING_MORE, _PROVING_MOST = 1.4, 10.0, 3.0
+_PROVING, _PROVING_MORE, _PROVING_MOST = 1.2, 10.0, 3.0
 
 
 @njit(nogil=True, cache=True)

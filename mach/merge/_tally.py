@@ -16,7 +16,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from mach.merge._bits import is_allowed
-from mach.merge._columns import fill_listed
+from mach.merge._columns import fill_listed, fill_row
 from mach.merge._lists import Schedule
 from mach.merge._plan import AffinePlan, StoredPlan
 from mach.merge._query import HEAP_SIZE, MEMBERS, REACHED, Query
@@ -39,7 +39,8 @@ __all__ = [
 ]
 
 MOST_TALLIED_ROWS = 128  # codes round up by one each, and have to sum to at most 255
-BATCH = 256  # products scored together
+BATCH = 1024  # products scored together
+_SCREENED = 16  # fewer are scored at once
 BLOCK = 64  # tallies looked through together
 _MEAN_OF = 16  # scores, of which one is looked at
 _APART, _SAMPLED = 16.0, 32.0  # tallies looked at to guess how many are as large; of the largest
@@ -272,6 +273,28 @@ def offer_found(
 
 
 @njit(nogil=True, cache=True)
+def _screen(query: Query, plan: AffinePlan | StoredPlan, tally: Tally, count: Int) -> Int:
+    """Drop those of ``tally.classes[:count]`` that do not score enough; how many are left.
+
+    ``tally.totals`` has what their bounds exceed the target by: floors where they are in no bucket
+    tallied. A few repetitions' true scores rule most of them out, for far less than all.
+    """
+    classes, totals = tally.classes, tally.totals
+    for q in range(query.scores.shape[0] // 2):
+        if count < _SCREENED:
+            break
+        row, floor, buckets = query.scores[q], query.floors[q], tally.buckets[q]
+        fill_row(plan, q, classes[:count], buckets)
+        kept = np.uint64(0)
+        for f in range(np.uint64(count)):
+            left = totals[f] - max(floor - np.float64(row[np.uint64(buckets[f])]), 0.0)
+            classes[kept], totals[kept] = classes[f], left
+            kept += np.uint64(left >= 0.0)
+        count = np.int64(kept)
+    return count
+
+
+@njit(nogil=True, cache=True)
 def offer_from(
     query: Query,
     plan: AffinePlan | StoredPlan,
@@ -286,21 +309,19 @@ def offer_from(
 
     ``bound`` is the sum of the floors. The tallies are 0 on return.
     """
-    tallies, classes, tolerance = tally.tallies, tally.classes, query.tolerances[0]
+    tallies, classes, totals = tally.tallies, tally.classes, tally.totals
     chosen, least = np.int64(0), np.int64(min((target - bound) / width, 255.0)) + 1
-    for block in range(0, length, BLOCK):
-        if not _any_of(tallies, block, least):
-            continue
-        for f in range(block, block + BLOCK):
-            if np.int64(tallies[f]) < least or not is_allowed(query.bitmap, first + f):
-                continue
-            classes[chosen] = first + f
-            chosen += 1
-            if chosen == BATCH:
-                _offer(query, plan, tally, chosen)
-                chosen = np.int64(0)
-                over = (query.heap_scores[0] - tolerance - bound) / width
-                if is_full(query) and over >= least:
-                    least = np.int64(min(over, 255.0)) + 1
-    _offer(query, plan, tally, chosen)
+    for block in range(0, length + BLOCK, BLOCK):
+        if block < length and _any_of(tallies, block, least):
+            for f in range(block, block + BLOCK):
+                if np.int64(tallies[f]) >= least and is_allowed(query.bitmap, first + f):
+                    classes[chosen] = first + f
+                    totals[chosen] = bound + width * tallies[f] - target
+                    chosen += 1
+        if chosen > BATCH - BLOCK or block >= length:
+            _offer(query, plan, tally, _screen(query, plan, tally, chosen))
+            chosen = np.int64(0)
+            if is_full(query):
+                target = max(target, query.heap_scores[0] - query.tolerances[0])
+                least = np.int64(min((target - bound) / width, 255.0)) + 1
     tallies[:length] = 0
