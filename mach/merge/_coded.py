@@ -32,6 +32,7 @@ __all__ = [
 MOST_ROWS = 257  # 255 a repetition is the largest code, 65,535 the largest sum
 _CHUNK, _BLOCK = 4096, 256  # summed up together, in the first-level cache; looked through
 _SAMPLE = 64
+_SOME = 0.6  # of the products: of fewer allowed only theirs are summed up
 _MOST = 65_535
 PAST_ALL = 2**62
 
@@ -150,6 +151,42 @@ def _add_codes(scan: CodedScan, start: Int, length: Int, sums: NDArray[np.uint16
 
 
 @njit(nogil=True, cache=True)
+def _places_allowed(scan: CodedScan, start: Int, length: Int, places: NDArray[np.uint32]) -> Int:
+    """Where the products allowed are among consecutive ones; how many they are."""
+    count = np.uint64(0)
+    for f in range(length):
+        places[count] = f
+        count += np.uint64(is_allowed(scan.bitmap, start + f))
+    return np.int64(count)
+
+
+@njit(nogil=True, cache=True)
+def _add_some(
+    scan: CodedScan,
+    start: Int,
+    length: Int,
+    places: NDArray[np.uint32],
+    count: Int,
+    sums: NDArray[np.uint16],
+) -> None:
+    """Add up the codes of the products at ``places[:count]``; the others' sums are the largest."""
+    n, first = scan.codes.shape[0], start - scan.base
+    sums[:length] = 255 * n
+    for i in range(count):
+        sums[places[i]] = 0
+    for q in range(0, n, 2):
+        row0, row1 = scan.codes[q], scan.codes[min(q + 1, n - 1)]
+        column0 = scan.columns[scan.repetitions[q], first : first + length]
+        column1 = scan.columns[scan.repetitions[min(q + 1, n - 1)], first : first + length]
+        for i in range(np.uint64(count)):
+            at = np.uint64(places[i])
+            both = np.uint16(row0[np.uint64(column0[at])])
+            if q + 1 < n:
+                both += np.uint16(row1[np.uint64(column1[at])])
+            sums[at] += both
+
+
+@njit(nogil=True, cache=True)
 def _offer(scan: CodedScan, label: Int, size: Int) -> Int:
     """Score a product exactly, as the float64 sum in order of repetition; the heap's new size."""
     total = 0.0
@@ -230,12 +267,18 @@ def scan_codes(
     that later ones turn out to be better than. Returns where to go on, past all products if none
     further on can be better, and the heap's new size.
     """
+    places = np.empty(_CHUNK, np.uint32)
     for chunk in range(start, end, sums.shape[0]):
         if is_done(scan, size):
             return PAST_ALL, size
         length = min(np.int64(sums.shape[0]), end - chunk)
         for part in range(0, length, _CHUNK):
-            count = min(_CHUNK, length - part)
-            _add_codes(scan, chunk + part, count, sums[part : part + count])
+            count, allowed = min(_CHUNK, length - part), np.int64(_CHUNK)
+            if scan.bitmap.shape[0] > 0:
+                allowed = _places_allowed(scan, chunk + part, count, places)
+            if allowed <= _SOME * count:
+                _add_some(scan, chunk + part, count, places, allowed, sums[part : part + count])
+            else:
+                _add_codes(scan, chunk + part, count, sums[part : part + count])
         size = offer_chunk(scan, sums, chunk, length, size)
     return end, size

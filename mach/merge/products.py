@@ -67,7 +67,11 @@ class ProductSet:
     ) -> ProductSet:
         """Only ``classes``; repeated ones count once."""
         listed = _checked(classes, num_classes)
-        return cls(num_classes, listed, None, len(listed), _NONE)
+        if len(listed) * _LIST_SHARE <= num_classes:
+            return cls(num_classes, listed, None, len(listed), _NONE)
+        mask = np.zeros(num_classes, np.bool_)
+        mask[listed] = True
+        return cls.from_mask(mask)
 
     @classmethod
     def block(
