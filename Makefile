@@ -22,6 +22,12 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[cpu,train,plot,store,trace,dev]'
 	touch $@
 
+# numba sees a change of the file that a function is in, not of what the function calls.
+COMPILED := $(VENV)/.compiled
+$(COMPILED): $(STAMP) $(shell find $(PACKAGES) -name '*.py')
+	find $(PACKAGES) -name '*.nb[ic]' -delete
+	touch $@
+
 quickstart: $(STAMP) ## Train on a simulated store, serve it, search it
 	$(RUN) mach quickstart
 
@@ -44,10 +50,10 @@ prometheus:
 # Tests start servers by the hundred: what was compiled is kept, whatever this shell's habit.
 test test-all soak: export PYTHONDONTWRITEBYTECODE :=
 
-test: check prometheus ## Check everything and run the tests (a quarter hour on 2 slow cores)
+test: check prometheus $(COMPILED) ## Check everything and run the tests (a quarter hour on 2 slow cores)
 	$(RUN) python -m pytest -m "not slow"
 
-test-all: check prometheus ## The same and the slow tests
+test-all: check prometheus $(COMPILED) ## The same and the slow tests
 	-$(BIN)/python -m pip install --quiet --editable '.[ray]' # where it has no wheel, its test is skipped
 	$(RUN) python -m pytest
 
@@ -64,19 +70,19 @@ bench-accuracy: $(STAMP) ## Compare accuracy and cost with PECOS, omikuji and fa
 		$(if $(ONLY),--only $(ONLY)) $(if $(SKIP),--skip $(SKIP)) $(if $(RESUME),--resume)
 
 # PARTS: sizes, scaling, related, filters, stored; all by default.
-bench-merge: $(STAMP) ## Measure the top-k at several sizes (half an hour)
+bench-merge: $(COMPILED) ## Measure the top-k at several sizes (half an hour)
 	$(RUN) python -m benchmarks.merge measure $(PARTS)
 	$(RUN) python -m benchmarks.merge report
 
 # BUNDLE and, to know what is right, QUERIES: interactions; ONLY and SKIP (comma separated).
-bench-fleet: $(STAMP) ## Measure serving: BUNDLE=DIR [QUERIES=FILE]
+bench-fleet: $(COMPILED) ## Measure serving: BUNDLE=DIR [QUERIES=FILE]
 	$(RUN) python -m benchmarks.fleet --bundle $(BUNDLE) $(if $(QUERIES),--queries $(QUERIES)) \
 		$(if $(ONLY),--only $(ONLY)) $(if $(SKIP),--skip $(SKIP))
 
 # Without a BUNDLE one is trained from the example's clicks, and nothing goes into the docs.
 MINUTES ?= 60
 SOAK_BUNDLE := $(or $(BUNDLE),out/soak.bundle)
-soak: $(STAMP) ## An hour of mixed load, memory flat: [BUNDLE=DIR] [MINUTES=60]
+soak: $(COMPILED) ## An hour of mixed load, memory flat: [BUNDLE=DIR] [MINUTES=60]
 	$(if $(BUNDLE),,test -d $(SOAK_BUNDLE) || (mkdir -p out && $(RUN) mach train \
 		examples/data/clicks.csv --catalog examples/data/catalog.csv --repetitions 4 \
 		--out $(SOAK_BUNDLE)))

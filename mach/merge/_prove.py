@@ -26,7 +26,8 @@ from mach.merge._types import Bool, Float, Int
 __all__ = ["prove_search"]
 
 _CLASS_COST, _MEMBER_COST, _RUN_COST = 0.06, 1.2, 6.0  # nanoseconds, of tallying
-_RING_BUCKET_COST, _RING_MEMBER_COST = 1200.0, 1.2  # nanoseconds, of a bucket and its members
+# Nanoseconds of the ring, of a bucket and its members: more where more of them pass its first test.
+_RING_BUCKET, _RING_MEMBER, _RING_DEEPER = 1200.0, 1.2, 20.0
 # At least so many windows of a table, where each then has so many of a bucket's members.
 _WINDOWS, _WINDOW_RUN = 4, 15.0
 _SAMPLE, _MOST_SAMPLE = 1 / 16, 0.5  # of the products, scouted; past that, all
@@ -114,8 +115,8 @@ def prove_search(  # noqa: PLR0911, PLR0912, PLR0915
     query.state[:] = 0
     number = _windows(num_classes, mean_size, tally)
     window = -(-num_classes // (number * BLOCK)) * BLOCK
+    number = -(-num_classes // window)
     price = _MEMBER_COST + _RUN_COST * number / mean_size
-    ring_price = _RING_MEMBER_COST + _RING_BUCKET_COST / mean_size
     first = first_buckets * root * n * mean_size
     listed = _LISTED * first / members
     left = most_work - _CLASS_COST * num_classes
@@ -144,6 +145,7 @@ def prove_search(  # noqa: PLR0911, PLR0912, PLR0915
             target = query.heap_scores[0] - query.tolerances[0]
         aim = cost_to_sweep(schedule, num_steps, target, members)
         ring_aim = cost_of(schedule, num_steps, target)
+        ring_price = _RING_BUCKET / mean_size + _RING_MEMBER + _RING_DEEPER * ring_aim / members
         by_ring = may_ring and ring_price * ring_aim < price * aim
         aim = ring_aim if by_ring else aim
         step = step_at(schedule, num_steps, -np.inf, aim)

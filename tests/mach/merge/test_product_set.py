@@ -92,3 +92,12 @@ def test_a_small_set_takes_memory_by_its_size_not_by_the_catalogs():
 def test_sets_of_different_catalogs_do_not_intersect():
     with pytest.raises(InvalidInput):
         ProductSet.allow([1], 10) & ProductSet.allow([1], 11)
+
+
+def test_a_long_list_is_kept_as_bits():
+    """So that most of a catalog by its ids is searched as fast as the same by a condition."""
+    few, many = ProductSet.allow(range(K // 8), K), ProductSet.allow(range(K // 8 + 1), K)
+    assert few.listed is not None and few.bitmap is None
+    assert many.listed is None and many.bitmap is not None
+    assert many.size == K // 8 + 1
+    assert K // 8 in many and K // 8 + 1 not in many
