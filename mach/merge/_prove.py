@@ -138,6 +138,7 @@ def prove_search(  # noqa: PLR0911, PLR0912, PLR0915
             if tried or step == 0 or not schedule.bounds[step] > -np.inf:
                 return False
             tried, sample_from = True, np.int64(num_classes)
+            left -= price * first
             if try_floors(query, plan, num_classes, schedule, step, tally, window):
                 return True
             if not is_full(query):
@@ -151,8 +152,11 @@ def prove_search(  # noqa: PLR0911, PLR0912, PLR0915
         step = step_at(schedule, num_steps, -np.inf, aim)
         cost = (ring_price if by_ring else price) * schedule.costs[step]
         cost *= 1.0 - begin / num_classes
-        if cost > left:
+        if cost > left and tried:
             return False
+        if cost > left:  # where hardly more products stand out than are wanted, a sample misleads
+            target, begin = np.inf, np.int64(0)
+            continue
         if schedule.costs[step] < aim or not schedule.bounds[step] > -np.inf:
             if listed == most_listed:
                 return False
