@@ -65,7 +65,7 @@ protos: $(STAMP) ## Generate mach/v1 from protos/
 	$(RUN) python scripts/generate_protos.py
 
 # DATASETS, TIB (the folder of tib-titles), ONLY and SKIP (systems, comma separated), RESUME=1.
-bench-accuracy: $(STAMP) ## Compare accuracy and cost with PECOS, omikuji and fastText (an hour)
+bench-accuracy: $(COMPILED) ## Compare accuracy and cost with PECOS, omikuji and fastText (an hour)
 	$(RUN) python -m benchmarks.accuracy $(DATASETS) $(if $(TIB),--tib $(TIB)) \
 		$(if $(ONLY),--only $(ONLY)) $(if $(SKIP),--skip $(SKIP)) $(if $(RESUME),--resume)
 

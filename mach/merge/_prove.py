@@ -41,10 +41,12 @@ _LISTED, _TO_LIST, _MORE_LISTED = 2.0, 1.5, 2.0
 
 
 @njit(nogil=True, cache=True)
-def _windows(num_classes: Int, mean_size: Float, tally: Tally) -> Int:
-    """How many windows to tally the products in."""
+def _window(num_classes: Int, mean_size: Float, tally: Tally) -> Int:
+    """How many products to tally together: whole blocks."""
     number = -(-num_classes // (tally.tallies.shape[0] // BLOCK * BLOCK))
-    return max(number, _WINDOWS) if mean_size >= _WINDOWS * _WINDOW_RUN else number
+    if mean_size >= _WINDOWS * _WINDOW_RUN:
+        number = max(number, _WINDOWS)
+    return -(-num_classes // (number * BLOCK)) * BLOCK
 
 
 @njit(nogil=True, cache=True)
@@ -113,8 +115,7 @@ def prove_search(  # noqa: PLR0911, PLR0912, PLR0915
     root, mean_size = np.sqrt(query.heap_scores.shape[0]), num_classes / buckets
     members = np.float64(n * num_classes)
     query.state[:] = 0
-    number = _windows(num_classes, mean_size, tally)
-    window = -(-num_classes // (number * BLOCK)) * BLOCK
+    window = _window(num_classes, mean_size, tally)
     number = -(-num_classes // window)
     price = _MEMBER_COST + _RUN_COST * number / mean_size
     first = first_buckets * root * n * mean_size
@@ -144,8 +145,8 @@ def prove_search(  # noqa: PLR0911, PLR0912, PLR0915
             if not is_full(query):
                 return False
             target = query.heap_scores[0] - query.tolerances[0]
-        aim = cost_to_sweep(schedule, num_steps, target, members)
         ring_aim = cost_of(schedule, num_steps, target)
+        aim = cost_to_sweep(ring_aim, members)
         ring_price = _RING_BUCKET / mean_size + _RING_MEMBER + _RING_DEEPER * ring_aim / members
         by_ring = may_ring and ring_price * ring_aim < price * aim
         aim = ring_aim if by_ring else aim

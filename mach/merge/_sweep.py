@@ -38,15 +38,12 @@ def cost_of(schedule: Schedule, num_steps: Int, target: Float) -> Float:
 
 
 @njit(nogil=True, cache=True)
-def cost_to_sweep(schedule: Schedule, num_steps: Int, target: Float, most: Float) -> Float:
-    """How many members to tally to find what scores above ``target``; +inf if not planned.
+def cost_to_sweep(cost: Float, most: Float) -> Float:
+    """How many members to tally where ``cost`` are above floors just low enough, see ``cost_of``.
 
     ``most`` is how many members there are in all. The more of them it takes, the more products
     sum up many small excesses, and the further below the target the floors have to be.
     """
-    cost = cost_of(schedule, num_steps, target)
-    if cost == np.inf:
-        return cost
     return cost * min(_PROVING + _PROVING_MORE * cost / most, _PROVING_MOST)
 
 
@@ -166,7 +163,7 @@ def sweep(
         if is_full(query):
             target = max(target, query.heap_scores[0] - query.tolerances[0])
         targets[first // window] = target
-        aim = cost_to_sweep(schedule, num_steps, target, most)
+        aim = cost_to_sweep(cost_of(schedule, num_steps, target), most)
         enough = step_at(schedule, num_steps, -np.inf, aim)
         if enough < step:
             step = enough

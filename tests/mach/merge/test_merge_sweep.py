@@ -10,7 +10,7 @@ import pytest
 from mach.merge import BucketTable, TopK, _workspace
 from mach.merge._lists import collect, plan_lists
 from mach.merge._query import HEAP_SIZE
-from mach.merge._sweep import cost_to_sweep, sweep
+from mach.merge._sweep import cost_of, cost_to_sweep, sweep
 from mach.merge._tally import is_full
 from mach.merge.reference import reference_top_k
 
@@ -80,7 +80,7 @@ def test_only_what_a_target_was_too_high_for_is_swept_again():
             query.state[HEAP_SIZE] = K
             begin, sample_from, target = 0, sampled, expected[-1] - rng.uniform(0.0, 6.0)
             lowest = min(target, best_scores[-1]) - 1.0
-            if not cost_to_sweep(room.schedule, steps, lowest, members) < members / 2:
+            if not cost_to_sweep(cost_of(room.schedule, steps, lowest), members) < members / 2:
                 continue
             for _ in range(3):
                 begin = sweep(
