@@ -24,6 +24,12 @@ def test_memory_is_summed_over_the_tree(tmp_path: Path) -> None:
     assert 0 < cost.cpu_s < cost.wall_s * 2
 
 
+def test_a_command_that_ends_at_once_has_a_peak(tmp_path: Path) -> None:
+    script = "x = bytearray(b'x') * 30_000_000; import time; time.sleep(.04)"
+    cost = run_measured([sys.executable, "-c", script], log=tmp_path / "log", timeout=60)
+    assert 30 < cost.peak_rss_mb < 60
+
+
 def test_memory_of_this_process_does_not_count(tmp_path: Path) -> None:
     held = bytearray(b"x") * 200_000_000
     script = "import time; time.sleep(.5)"
