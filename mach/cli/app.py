@@ -16,7 +16,17 @@ from mach.errors import MachError, UserError
 __all__ = ["build_app", "main"]
 
 #: Modules with a ``register(app)``, in the order in which ``mach --help`` shows them.
-COMMANDS = ("train", "evaluate", "serve", "search", "inspect", "bundle", "token", "quickstart")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "serve",
+    "search",
+    "inspect",
+    "bundle",
+    "token",
+    "compile",
+    "quickstart",
+)
 BENCH_COMMANDS = ("bench_merge", "bench_fleet")
 
 

@@ -1,4 +1,4 @@
-"""Compiled bit vectors: 64 buckets, or products, to a word."""
+"""Compiled bit vectors, 64 buckets or products to a word, and other single instructions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mach.merge._types import Bool, Int
 
-__all__ = ["bits_from", "clear_bits", "is_allowed", "set_bits", "trailing_zeros"]
+__all__ = ["bits_from", "clear_bits", "is_allowed", "prefetch", "set_bits", "trailing_zeros"]
 
 
 def _trailing_zeros(typing_context: Any, word: Any) -> Any:
@@ -54,6 +54,26 @@ def _bits_from(typing_context: Any, row: Any, start: Any, least: Any) -> Any:
 
 
 bits_from: Any = intrinsic(_bits_from)
+
+
+def _prefetch(typing_context: Any, array: Any, at: Any) -> Any:
+    """Have the memory of ``array[at]``, which may be beyond its end, brought into the cache."""
+    if not isinstance(array, types.Array) or at != types.int64:
+        return None
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        address = builder.bitcast(builder.gep(data, [arguments[1]]), byte)
+        builder.call(function, [address, word(0), word(3), word(1)])  # to read, to keep, of data
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), generate
+
+
+prefetch: Any = intrinsic(_prefetch)
 
 
 @njit(nogil=True, cache=True)

@@ -25,7 +25,7 @@ from mach.merge._types import Bool, Float, Int
 
 __all__ = ["prove_search"]
 
-_CLASS_COST, _MEMBER_COST, _RUN_COST = 0.06, 1.2, 6.0  # nanoseconds, of tallying
+_CLASS_COST, _RUN_COST = 0.06, 6.0  # nanoseconds, of tallying
 # Nanoseconds of the ring, of a bucket and its members: more where more of them pass its first test.
 _RING_BUCKET, _RING_MEMBER, _RING_DEEPER = 1200.0, 1.2, 20.0
 # At least so many windows of a table, where each then has so many of a bucket's members.
@@ -101,13 +101,15 @@ def prove_search(  # noqa: PLR0911, PLR0912, PLR0915
     sizes: NDArray[np.int64],
     tally: Tally,
     may_ring: Bool,
+    member_cost: Float,
     first_buckets: Float,
     most_listed: Float,
     most_work: Float,
 ) -> Bool:
     """Fill the heap with the k best, if that takes no more than ``most_work`` nanoseconds.
 
-    Otherwise False, and the heap holds some good products. ``first_buckets`` of a repetition are
+    Otherwise False, and the heap holds some good products. To tally a member takes
+    ``member_cost`` nanoseconds. ``first_buckets`` of a repetition are
     tallied for one product wanted, more by its root, where all products are; ``most_listed`` of a
     repetition's buckets are sorted at most.
     """
@@ -117,7 +119,7 @@ def prove_search(  # noqa: PLR0911, PLR0912, PLR0915
     query.state[:] = 0
     window = _window(num_classes, mean_size, tally)
     number = -(-num_classes // window)
-    price = _MEMBER_COST + _RUN_COST * number / mean_size
+    price = member_cost + _RUN_COST * number / mean_size
     first = first_buckets * root * n * mean_size
     listed = _LISTED * first / members
     left = most_work - _CLASS_COST * num_classes

@@ -14,11 +14,15 @@ from numpy.typing import NDArray
 
 from mach.merge._affine import exact_affine
 from mach.merge._arithmetic import multiply_mod
+from mach.merge._bits import prefetch
 from mach.merge._plan import AffinePlan, StoredPlan
 from mach.merge._stored import exact_stored
 from mach.merge._types import Float, Int
 
-__all__ = ["exact", "open_runs", "run_row"]
+__all__ = ["exact", "expect_run", "open_runs", "run_row"]
+
+_LINE = 16  # members in a line of the cache
+_AHEAD = 8  # runs whose members are brought into the cache meanwhile
 
 
 @njit(nogil=True, cache=True)
@@ -61,6 +65,32 @@ def _open_affine(
 
 
 @njit(nogil=True, cache=True)
+def _first_from(
+    members: NDArray[np.uint32], low: Int, end: Int, guess: Int, class_from: Int
+) -> Int:
+    """Where in ``members[low:end]``, which rise, ``class_from`` or more begins; near the guess."""
+    reach, high = 1, guess
+    if guess < end and np.int64(members[guess]) < class_from:
+        low = guess + 1
+        while low + reach < end and np.int64(members[low + reach]) < class_from:
+            low += reach + 1
+            reach *= 2
+        high = min(low + reach, end)
+    else:
+        while high - reach >= low and np.int64(members[high - reach]) >= class_from:
+            high -= reach
+            reach *= 2
+        low = max(high - reach, low)
+    while low < high:
+        middle = (low + high) >> 1
+        if np.int64(members[middle]) < class_from:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@njit(nogil=True, cache=True)
 def _open_stored(
     plan: StoredPlan,
     q: Int,
@@ -73,16 +103,21 @@ def _open_stored(
     class_from: Int,
 ) -> None:
     starts, members = plan.starts[plan.repetitions[q]], plan.members[plan.repetitions[q]]
-    for i in range(count):
+    # Classes are mostly spread evenly: what is looked at first is brought into the cache before.
+    below = np.float64(class_from) / members.shape[0]
+    for i in range(-_AHEAD, count):
+        if class_from > 0 and i + _AHEAD < count:
+            bucket = np.int64(values[q, i + _AHEAD])
+            low, end = np.int64(starts[bucket]), np.int64(starts[bucket + 1])
+            guess = low + np.int64((end - low) * below)
+            cursors[start + i + _AHEAD] = guess
+            prefetch(members, guess)
+        if i < 0:
+            continue
         bucket = np.int64(values[q, i])
-        low, end = starts[bucket], starts[bucket + 1]
-        high = end if class_from > 0 else low
-        while low < high:
-            middle = (low + high) >> 1
-            if np.int64(members[middle]) < class_from:
-                low = middle + 1
-            else:
-                high = middle
+        low, end = np.int64(starts[bucket]), np.int64(starts[bucket + 1])
+        if class_from > 0:
+            low = _first_from(members, low, end, np.int64(cursors[start + i]), class_from)
         cursors[start + i] = low
         ends[start + i] = end
         offsets[start + i] = 0
@@ -103,6 +138,11 @@ def open_runs(
 
 def run_row(plan: AffinePlan | StoredPlan, q: Int) -> NDArray[np.uint32]:
     """The members, less a bucket's offset, that row q's runs are in."""
+    raise NotImplementedError
+
+
+def expect_run(plan: AffinePlan | StoredPlan, row: NDArray[np.uint32], cursor: Int) -> None:
+    """Have the next members of a run brought into the cache, where they may not be in it."""
     raise NotImplementedError
 
 
@@ -138,6 +178,22 @@ def _row_by_plan(plan: Any, q: Any) -> Any:
 
     def by_lists(plan: Any, q: Any) -> Any:
         return plan.members[plan.repetitions[q]]
+
+    return by_lists
+
+
+@overload(expect_run)
+def _expect_by_plan(plan: Any, row: Any, cursor: Any) -> Any:
+    if plan.instance_class is AffinePlan:
+
+        def by_hash(plan: Any, row: Any, cursor: Any) -> None:
+            pass  # all runs of a row are in the same few kilobytes
+
+        return by_hash
+
+    def by_lists(plan: Any, row: Any, cursor: Any) -> None:
+        prefetch(row, cursor)
+        prefetch(row, cursor + _LINE)
 
     return by_lists
 

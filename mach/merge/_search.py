@@ -28,6 +28,7 @@ __all__ = ["SCAN_SLICE", "Index", "Plan", "Quartet", "Search", "may_walk"]
 _SCAN_CODES, _SCAN_FLOATS = 0.4, 4.0  # a repetition's
 _FILL_AFFINE, _FILL_STORED = 0.3, 0.3  # to find a product's bucket, where buckets are not kept
 _FILL_LIST = 1.0  # to find a listed product's
+_TALLY_AFFINE, _TALLY_STORED = 1.2, 3.0  # a member
 _WALK_BUCKET, _WALK_FIXED = 3.0, 100_000.0  # to prepare a repetition's bucket; a search
 
 _LISTED_SHARE = 1 / 8  # of a repetition's buckets that are sorted, and may be walked
@@ -209,6 +210,7 @@ class Search:
             self.plan.sizes,
             workspace.tally(self.room),
             isinstance(compiled, AffinePlan) and compiled.residue_members.size > 0,
+            _TALLY_AFFINE if self.index.has_hash else _TALLY_STORED,
             _FIRST_BUCKETS,
             _SORTED_SHARE,
             most_work,

@@ -57,15 +57,17 @@ class TopK:
     @property
     def index_bytes(self) -> int:
         """Bytes of the table and of what was prepared from it."""
-        prepared = [
-            self._index.columns,
-            *(a for plan in self._plans.values() for a in plan.compiled),
-        ]
-        return self.table.nbytes + sum(
-            array.nbytes
-            for array in prepared
+        prepared = {
+            id(array): array.nbytes
+            for array in (
+                self._index.columns,
+                *(a for plan in self._plans.values() for a in plan.compiled),
+            )
             if isinstance(array, np.ndarray) and array.base is None
-        )
+        }
+        for array in (self.table.assignment, self.table.starts, self.table.members):
+            prepared.pop(id(array), None)
+        return self.table.nbytes + sum(prepared.values())
 
     def search(
         self,

@@ -92,6 +92,12 @@ def test_final_images_work_with_a_read_only_root(name):
     assert values(name, "VOLUME") == []
 
 
+@pytest.mark.parametrize("name", ["serving", "serving-gpu"])
+def test_serving_images_bring_compiled_code(name):
+    assert values(f"build-{name}", "RUN")[-1] == "/opt/mach/bin/mach compile /opt/mach/compiled"
+    assert "MACH_COMPILED=/opt/mach/compiled" in " ".join(values(name, "ENV")).split()
+
+
 @pytest.mark.parametrize("name", FINAL)
 def test_final_images_run_the_chart_s_arguments_as_they_are(name):
     """A base's entry point would come before them."""
