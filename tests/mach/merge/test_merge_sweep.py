@@ -10,6 +10,7 @@ import pytest
 from mach.merge import BucketTable, TopK, _workspace
 from mach.merge._lists import collect, plan_lists
 from mach.merge._query import HEAP_SIZE
+from mach.merge._runs import _first_from
 from mach.merge._sweep import cost_of, cost_to_sweep, sweep
 from mach.merge._tally import is_full
 from mach.merge.reference import reference_top_k
@@ -98,3 +99,14 @@ def test_only_what_a_target_was_too_high_for_is_swept_again():
             np.testing.assert_array_equal(query.heap_scores[order], expected)
     assert len(ends) > 10
     assert any(0 < end < CLASSES for end in ends)
+
+
+def test_where_a_run_begins_is_found_from_any_guess():
+    rng = np.random.default_rng(3)
+    for size in (0, 1, 2, 3, 7, 30):
+        members = np.sort(rng.choice(100, size + 2, replace=False)).astype(np.uint32)
+        low, end = 1, size + 1  # others' members lie before and after
+        for class_from in range(1, 101):
+            expected = low + np.searchsorted(members[low:end], class_from)
+            for guess in range(low, end + 1):
+                assert _first_from(members, low, end, guess, class_from) == expected
