@@ -30,7 +30,9 @@ __all__ = [
 ]
 
 MOST_ROWS = 257  # 255 a repetition is the largest code, 65,535 the largest sum
-_CHUNK, _BLOCK = 4096, 256  # summed up together, in the first-level cache; looked through
+_CHUNK, _BLOCK = 4096, 128  # summed up together, in the first-level cache; looked through
+_TOGETHER = 128  # products scored together, or a few more
+_GROUPS = 8  # of products, for each product wanted
 _SAMPLE = 64
 _SOME = 0.6  # of the products: of fewer allowed only theirs are summed up
 _MOST = 65_535
@@ -111,21 +113,17 @@ def _add_two(
     row1: NDArray[np.uint8],
     words0: NDArray[np.uint64],
     words1: NDArray[np.uint64],
-    sums: NDArray[np.uint16],
+    sums: NDArray[np.uint64],
 ) -> None:
-    """Add the codes of two repetitions, four buckets of 16 bits a read."""
+    """Add the codes of two repetitions: four buckets of 16 bits a read, four sums a write."""
     low, one, two, three = np.uint64(0xFFFF), np.uint64(16), np.uint64(32), np.uint64(48)
-    f = np.uint64(0)
     for w in range(np.uint64(words0.shape[0])):
         a, b = words0[w], words1[w]
-        sums[f] += np.uint16(row0[a & low]) + np.uint16(row1[b & low])
-        f += np.uint64(1)
-        sums[f] += np.uint16(row0[(a >> one) & low]) + np.uint16(row1[(b >> one) & low])
-        f += np.uint64(1)
-        sums[f] += np.uint16(row0[(a >> two) & low]) + np.uint16(row1[(b >> two) & low])
-        f += np.uint64(1)
-        sums[f] += np.uint16(row0[a >> three]) + np.uint16(row1[b >> three])
-        f += np.uint64(1)
+        first = np.uint64(row0[a & low]) + np.uint64(row1[b & low])
+        second = np.uint64(row0[(a >> one) & low]) + np.uint64(row1[(b >> one) & low])
+        third = np.uint64(row0[(a >> two) & low]) + np.uint64(row1[(b >> two) & low])
+        last = np.uint64(row0[a >> three]) + np.uint64(row1[b >> three])
+        sums[w] += first | second << one | third << two | last << three
 
 
 @njit(nogil=True, cache=True)
@@ -137,10 +135,11 @@ def _add_codes(scan: CodedScan, start: Int, length: Int, sums: NDArray[np.uint16
     begin = np.int64(0)  # what is not read in words
     if scan.words.shape[0] > 0 and first % 4 == 0:
         word, past = first // 4, (first + length) // 4
+        summed = sums[: 4 * (past - word)].view(np.uint64)
         for q in range(0, n - 1, 2):
             words0 = scan.words[scan.repetitions[q], word:past]
             words1 = scan.words[scan.repetitions[q + 1], word:past]
-            _add_two(scan.codes[q], scan.codes[q + 1], words0, words1, sums)
+            _add_two(scan.codes[q], scan.codes[q + 1], words0, words1, summed)
         begin = 4 * (past - word)
     for q in range(n):
         at = begin if q + 1 < n or n % 2 == 0 else np.int64(0)
@@ -187,25 +186,42 @@ def _add_some(
 
 
 @njit(nogil=True, cache=True)
-def _offer(scan: CodedScan, label: Int, size: Int) -> Int:
-    """Score a product exactly, as the float64 sum in order of repetition; the heap's new size."""
-    total = 0.0
-    for q in range(scan.scores.shape[0]):
-        bucket = np.int64(scan.columns[scan.repetitions[q], label - scan.base])
-        total += np.float64(scan.scores[q, bucket])
-    if scan.listed.shape[0] > 0:
-        label = np.int64(scan.listed[label])
-    return heap_push(scan.heap_scores, scan.heap_classes, size, total, label)
+def _offer_found(scan: CodedScan, found: NDArray[np.uint32], count: Int, size: Int) -> Int:
+    """Score products exactly, as the float64 sum in order of repetition; the heap's new size."""
+    totals = np.zeros(found.shape[0], np.float64)
+    for q in range(scan.scores.shape[0]):  # many reads of a repetition are under way at a time
+        row, column = scan.scores[q], scan.columns[scan.repetitions[q]]
+        for i in range(np.uint64(count)):
+            totals[i] += np.float64(row[np.uint64(column[np.uint64(found[i])])])
+    for i in range(count):
+        label = np.int64(found[i]) + scan.base
+        if scan.listed.shape[0] > 0:
+            label = np.int64(scan.listed[label])
+        size = heap_push(scan.heap_scores, scan.heap_classes, size, totals[i], label)
+    return size
 
 
 @njit(nogil=True, cache=True)
 def _best_codes(
     scan: CodedScan, sums: NDArray[np.uint16], start: Int, length: Int, wanted: Int
 ) -> Int:
-    """A sum of codes that ``wanted`` allowed products, or all there are, do not exceed."""
+    """A sum of codes that ``wanted`` allowed products, or all there are, do not exceed.
+
+    The least sums of groups are as many products': few more have sums as low, and they are found
+    in vector instructions.
+    """
     counts = np.zeros(255 * scan.codes.shape[0] + 1, np.int32)
-    for f in range(length):
-        counts[sums[f]] += is_allowed(scan.bitmap, start + f)
+    groups = _GROUPS * wanted
+    if scan.bitmap.shape[0] == 0 and length >= 2 * groups:
+        least = sums[:groups].copy()
+        for group in range(groups, length - groups + 1, groups):
+            for f in range(np.uint64(groups)):
+                least[f] = min(least[f], sums[np.uint64(group) + f])
+        for f in range(groups):
+            counts[least[f]] += 1
+    else:
+        for f in range(length):
+            counts[sums[f]] += is_allowed(scan.bitmap, start + f)
     found = np.int64(0)
     for most in range(counts.shape[0]):
         found += counts[most]
@@ -220,6 +236,43 @@ def _most_of(scan: CodedScan, least: Float) -> Int:
 
 
 @njit(nogil=True, cache=True)
+def _has_some(sums: NDArray[np.uint16], start: Int, end: Int, most: Int) -> Bool:
+    """Whether one of some sums is ``most`` or less; in vector instructions."""
+    smallest = np.uint16(_MOST)
+    for f in range(np.uint64(start), np.uint64(end)):
+        smallest = min(smallest, sums[f])
+    return np.int64(smallest) <= most
+
+
+@njit(nogil=True, cache=True)
+def _offer_between(
+    scan: CodedScan,
+    sums: NDArray[np.uint16],
+    chunk: Int,
+    length: Int,
+    over: Int,
+    most: Int,
+    size: Int,
+) -> Int:
+    """Offer the allowed products with sums over ``over`` and up to ``most``; the new size."""
+    found = np.empty(_TOGETHER + _BLOCK, np.uint32)
+    first, count = chunk - scan.base, 0
+    for block in range(0, length, _BLOCK):
+        past = min(block + _BLOCK, length)
+        if _has_some(sums, block, past, most):
+            for f in range(block, past):
+                if over < np.int64(sums[f]) <= most and is_allowed(scan.bitmap, chunk + f):
+                    found[count] = first + f
+                    count += 1
+        if count >= _TOGETHER or (count > 0 and past == length):
+            size = _offer_found(scan, found, count, size)
+            count = 0
+            if size == scan.heap_scores.shape[0]:
+                most = min(most, _most_of(scan, scan.heap_scores[0]))
+    return size
+
+
+@njit(nogil=True, cache=True)
 def offer_chunk(
     scan: CodedScan, sums: NDArray[np.uint16], chunk: Int, length: Int, size: Int
 ) -> Int:
@@ -228,27 +281,11 @@ def offer_chunk(
     first = np.int64(-1)  # sums up to this one are done
     if size < k and scan.reached == -np.inf:
         first = _best_codes(scan, sums, chunk, length, k - size)
-        for f in range(length):
-            if np.int64(sums[f]) <= first and is_allowed(scan.bitmap, chunk + f):
-                size = _offer(scan, chunk + f, size)
+        size = _offer_between(scan, sums, chunk, length, -1, first, size)
     least = scan.reached
     if size == k:
         least = max(least, scan.heap_scores[0])
-    most = _most_of(scan, least)
-    for block in range(0, length, _BLOCK):
-        past = min(block + _BLOCK, length)
-        smallest = np.uint16(_MOST)
-        for f in range(np.uint64(block), np.uint64(past)):
-            smallest = min(smallest, sums[f])
-        if np.int64(smallest) > most:
-            continue
-        for f in range(block, past):
-            if first < np.int64(sums[f]) <= most and is_allowed(scan.bitmap, chunk + f):
-                size = _offer(scan, chunk + f, size)
-                if size == k and scan.heap_scores[0] > least:
-                    least = scan.heap_scores[0]
-                    most = _most_of(scan, least)
-    return size
+    return _offer_between(scan, sums, chunk, length, first, _most_of(scan, least), size)
 
 
 @njit(nogil=True, cache=True)
