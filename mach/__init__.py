@@ -4,6 +4,8 @@ import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from mach.compiled import adopt, find_cache
+
 try:
     __version__ = version("mach-fleet")
 except PackageNotFoundError:  # running from a source tree that was never installed
@@ -11,8 +13,7 @@ except PackageNotFoundError:  # running from a source tree that was never instal
 
 __all__ = ["__version__"]
 
+# Before anything imports Numba.
+find_cache()
 if _compiled := os.environ.get("MACH_COMPILED"):
-    # Before anything imports Numba.
-    from mach.compiled import adopt
-
     adopt(Path(_compiled))

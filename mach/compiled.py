@@ -5,7 +5,9 @@ result in ``NUMBA_CACHE_DIR``. ``mach compile DIR`` does it ahead, for a process
 Where ``MACH_COMPILED`` names that directory, the processor is good enough and ``NUMBA_CACHE_DIR``
 is named too, that cache is begun with links to what is in the directory.
 
-Numba takes compiled code for valid by the path of a source, its size and its time of change.
+Numba takes compiled code for valid by the path of a source, its size and its time of change. It
+keeps it beside the sources or in the user's cache, and fails where neither can be written to, as
+with a service's user: then a directory of this user's own among temporary files is used.
 """
 
 from __future__ import annotations
@@ -14,13 +16,13 @@ import contextlib
 import json
 import os
 import platform
+import stat
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from mach.errors import UserError
-
-__all__ = ["adopt", "begin", "finish"]
+__all__ = ["adopt", "begin", "find_cache", "finish"]
 
 _CACHE, _TARGET = "cache", "target.json"
 #: By machine: LLVM's name of a processor, and what /proc/cpuinfo says of one that can run its code.
@@ -56,6 +58,8 @@ def begin(directory: Path, sources: Iterable[Path]) -> None:
         UserError: if it exists, Numba is imported already, or this processor cannot run the code.
         OSError: if it cannot be made, or a source's time cannot be set.
     """
+    from mach.errors import UserError  # noqa: PLC0415 - every process imports this module
+
     if "numba" in sys.modules:
         raise UserError("Numba is in use already: compile in a process of its own")
     processor, needed = _PROCESSORS.get(platform.machine(), _ANY)
@@ -113,3 +117,29 @@ def _settings(cache: Path, processor: str) -> dict[str, str]:
         "NUMBA_CPU_NAME": processor,
         "NUMBA_CPU_FEATURES": "",  # beyond what the name stands for
     }
+
+
+def find_cache() -> None:
+    """Give Numba a directory for compiled code where it would find none that it can write to."""
+    own = os.environ.get("NUMBA_CACHE_DIR")
+    # As Numba does, to which "~" is a name where there is no home.
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
+    sources = Path(__file__).parent / "merge"
+    usual = [Path(own)] if own else []
+    if any(map(_can_write, [*usual, sources / "__pycache__", Path(home) / "numba"])):
+        return
+    directory = Path(tempfile.gettempdir()) / f"mach-numba-{os.getuid()}"
+    with contextlib.suppress(OSError):
+        directory.mkdir(mode=0o700, exist_ok=True)
+        status = directory.lstat()
+        # What lies there is executed: nobody else may have put it there.
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid():
+            directory.chmod(0o700)
+            os.environ["NUMBA_CACHE_DIR"] = str(directory)
+
+
+def _can_write(directory: Path) -> bool:
+    """Whether a directory can be written to, or made."""
+    while not directory.exists() and directory != directory.parent:
+        directory = directory.parent
+    return directory.is_dir() and os.access(directory, os.W_OK)

@@ -60,7 +60,7 @@ class SearchServiceServicer:
         """The k best products for one query.
         INVALID_ARGUMENT names the field at fault. NOT_FOUND: the bundle version is not served.
         FAILED_PRECONDITION: the shards hold another bundle version. UNAVAILABLE: too few repetitions
-        answered in time. RESOURCE_EXHAUSTED: the fleet is at its limit, see `retry-pushback-ms`.
+        answered in time. RESOURCE_EXHAUSTED: the fleet is at its limit, see `grpc-retry-pushback-ms`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

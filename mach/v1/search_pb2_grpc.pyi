@@ -37,7 +37,7 @@ class SearchServiceStub:
     """The k best products for one query.
     INVALID_ARGUMENT names the field at fault. NOT_FOUND: the bundle version is not served.
     FAILED_PRECONDITION: the shards hold another bundle version. UNAVAILABLE: too few repetitions
-    answered in time. RESOURCE_EXHAUSTED: the fleet is at its limit, see `retry-pushback-ms`.
+    answered in time. RESOURCE_EXHAUSTED: the fleet is at its limit, see `grpc-retry-pushback-ms`.
     """
     SearchBatch: _grpc.UnaryUnaryMultiCallable[_search_pb2.SearchBatchRequest, _search_pb2.SearchBatchResponse]
     """The same for several queries in one call; answers in the order of the queries."""
@@ -53,7 +53,7 @@ class SearchServiceAsyncStub(SearchServiceStub):
     """The k best products for one query.
     INVALID_ARGUMENT names the field at fault. NOT_FOUND: the bundle version is not served.
     FAILED_PRECONDITION: the shards hold another bundle version. UNAVAILABLE: too few repetitions
-    answered in time. RESOURCE_EXHAUSTED: the fleet is at its limit, see `retry-pushback-ms`.
+    answered in time. RESOURCE_EXHAUSTED: the fleet is at its limit, see `grpc-retry-pushback-ms`.
     """
     SearchBatch: _aio.UnaryUnaryMultiCallable[_search_pb2.SearchBatchRequest, _search_pb2.SearchBatchResponse]  # type: ignore[assignment]
     """The same for several queries in one call; answers in the order of the queries."""
@@ -72,7 +72,7 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         """The k best products for one query.
         INVALID_ARGUMENT names the field at fault. NOT_FOUND: the bundle version is not served.
         FAILED_PRECONDITION: the shards hold another bundle version. UNAVAILABLE: too few repetitions
-        answered in time. RESOURCE_EXHAUSTED: the fleet is at its limit, see `retry-pushback-ms`.
+        answered in time. RESOURCE_EXHAUSTED: the fleet is at its limit, see `grpc-retry-pushback-ms`.
         """
 
     @_abc_1.abstractmethod

@@ -94,6 +94,55 @@ def test_a_cache_that_cannot_be_written_is_no_error(shipped, tmp_path):
     assert not compiled.adopt(shipped)
 
 
+@pytest.fixture
+def read_only(tmp_path, monkeypatch):
+    """A service's user: no home, sources of another's; the directory of temporary files."""
+    monkeypatch.setattr(compiled, "__file__", "/proc/mach/compiled.py")
+    monkeypatch.setenv("HOME", "/proc/none")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "/proc/none")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(compiled.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(
+        compiled, "_can_write", lambda path: not str(path).startswith("/proc"), raising=True
+    )
+    return tmp_path
+
+
+def test_where_nothing_can_be_written_to_a_directory_of_its_own_is_used(read_only, monkeypatch):
+    compiled.find_cache()
+    cache = Path(os.environ["NUMBA_CACHE_DIR"])
+    assert cache.parent == read_only
+    assert cache.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "/proc/none")
+    compiled.find_cache()  # as the next process does
+    assert os.environ["NUMBA_CACHE_DIR"] == str(cache)
+
+
+def test_a_link_that_another_laid_there_is_not_followed(read_only):
+    (read_only / "elsewhere").mkdir()
+    (read_only / f"mach-numba-{os.getuid()}").symlink_to(read_only / "elsewhere")
+    compiled.find_cache()
+    assert os.environ["NUMBA_CACHE_DIR"] == "/proc/none"
+
+
+def test_a_cache_that_can_be_written_to_stays(read_only, monkeypatch):
+    for variable in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME"):
+        with monkeypatch.context() as patch:
+            patch.setenv(variable, str(read_only / "mine"))
+            before = os.environ["NUMBA_CACHE_DIR"]
+            compiled.find_cache()
+            assert os.environ["NUMBA_CACHE_DIR"] == before
+    assert list(read_only.iterdir()) == []
+
+
+def test_what_can_be_written_to(tmp_path, monkeypatch):
+    assert compiled._can_write(tmp_path / "not" / "yet")
+    (tmp_path / "file").touch()
+    assert not compiled._can_write(tmp_path / "file")
+    monkeypatch.setattr(compiled.os, "access", lambda path, mode: path != tmp_path)
+    assert not compiled._can_write(tmp_path / "not" / "yet")
+
+
 def test_only_a_process_without_numba_can_begin(tmp_path):
     import numba  # noqa: F401
 
