@@ -66,9 +66,9 @@ class Bundle:
                 damaged, or a file is missing, is a link or has another length.
         """
         path = Path(path)
-        if not path.is_dir():
-            raise BundleError(f"there is no bundle at {path}: no such directory")
         try:
+            if not path.is_dir():
+                raise BundleError(f"there is no bundle at {path}: no such directory")
             size = (path / MANIFEST_FILE).stat().st_size
             _check_kind(path / MANIFEST_FILE)
             if size > MAX_MANIFEST_BYTES:

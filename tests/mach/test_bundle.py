@@ -142,6 +142,8 @@ def test_a_repetition_the_bundle_has_not(bundle_dir, repetition):
 
 
 def test_no_bundle_there(tmp_path):
+    with pytest.raises(BundleError, match="File name too long"):
+        Bundle.open("x" * 5000)
     with pytest.raises(BundleError, match="no such directory"):
         Bundle.open(tmp_path / "nowhere")
     with pytest.raises(BundleError, match=r"manifest\.json"):
