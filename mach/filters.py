@@ -327,4 +327,4 @@ def _kind(kind: pa.DataType) -> str:
 
 
 def _is_plain_decimal(kind: pa.DataType) -> bool:
-    return pa.types.is_decimal(kind) and kind.scale >= 0  # Arrow compares no others
+    return bool(pa.types.is_decimal(kind) and kind.scale >= 0)  # Arrow compares no others
