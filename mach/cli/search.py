@@ -121,6 +121,7 @@ def _listens(address: str) -> bool:
 def search_bundle(bundle: Path, text: str, options: SearchOptions) -> Found:
     """Answer from the bundle in this process, with the code of the servers."""
     from aggregator.local import LocalSearcher
+    from aggregator.replies import plain
     from mach.bundle import Bundle
 
     answer = LocalSearcher(Bundle.open(bundle)).search([text], options)
@@ -131,7 +132,7 @@ def search_bundle(bundle: Path, text: str, options: SearchOptions) -> Found:
         for parts in zip(
             result.product_ids,
             result.scores,
-            result.attributes or nothing,
+            [plain(attributes) for attributes in result.attributes or nothing],
             result.explanations or nothing,
             strict=True,
         )

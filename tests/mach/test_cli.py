@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from datetime import UTC, date, datetime
+from decimal import Decimal
 
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from mach.bundle.catalog import Catalog
 from mach.cli.app import build_app, main
 from mach.cli.search import Found, found_table
 
@@ -39,3 +43,42 @@ def test_an_error_is_printed_as_it_is(tmp_path, capsys):
         main(["inspect", str(tmp_path / ODD)])
     assert caught.value.code == 2
     assert ODD in capsys.readouterr().err
+
+
+def test_a_bundle_is_searched_as_a_fleet_prints_it(tiny_bundle, monkeypatch):
+    values = {
+        "day": date(2024, 1, 3),
+        "at": datetime(2024, 1, 3, 14, 30, tzinfo=UTC),
+        "price": Decimal("1.50"),
+        "weight": float("nan"),
+        "sizes": [1, float("inf")],
+        "blob": b"ab",
+    }
+    monkeypatch.setattr(Catalog, "rows", lambda _, classes: [values] * len(classes))
+    arguments = ("search", "acme drill", "-k", 1, "--bundle", tiny_bundle.path)
+    (product,) = json.loads(mach(*arguments, "--json"), parse_constant=pytest.fail)["products"]
+    assert product["attributes"] == {
+        "day": "2024-01-03",
+        "at": "2024-01-03T14:30:00+00:00",
+        "price": 1.5,
+        "weight": None,
+        "sizes": [1, None],
+        "blob": "YWI=",
+    }
+    assert "day=2024-01-03" in "".join(mach(*arguments).split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        (["drill", "--filter", 'category = "\udcff"'], "options.filter"),
+        (["drill", "--allow", "\udcff"], "options.allowed_product_ids"),
+        (["drill", "--block", "\udcff"], "options.blocked_product_ids"),
+        (["drill\udcff"], "query.text"),
+    ],
+)
+def test_what_is_no_unicode_is_named(tiny_bundle, capsys, arguments, field):
+    with pytest.raises(SystemExit) as caught:
+        main(["search", *arguments, "--bundle", str(tiny_bundle.path)])
+    assert caught.value.code == 2
+    assert f"error: {field}: is not valid Unicode" in capsys.readouterr().err
