@@ -82,3 +82,39 @@ def test_what_is_no_unicode_is_named(tiny_bundle, capsys, arguments, field):
         main(["search", *arguments, "--bundle", str(tiny_bundle.path)])
     assert caught.value.code == 2
     assert f"error: {field}: is not valid Unicode" in capsys.readouterr().err
+
+
+def evaluate(bundle, rows, *arguments):
+    rows.write_text("query,product_id\n" + "acme drill red,P00000\n" * 95 + ",P00000\n" * 5)
+    with pytest.raises(SystemExit) as caught:
+        main(["evaluate", str(bundle.path), str(rows), *map(str, arguments)])
+    return caught.value.code
+
+
+def test_evaluate_says_what_it_skipped(tiny_bundle, tmp_path, capsys):
+    rows, figures = tmp_path / "rows.csv", tmp_path / "figures.json"
+    assert evaluate(tiny_bundle, rows, "--json", figures) == 0
+    printed = capsys.readouterr()
+    assert "95 queries" in printed.out
+    assert f"5 × row without a query skipped (first: {rows}, row 96)" in printed.err
+    read = json.loads(figures.read_text())
+    assert (read["queries"], read["rows"]) == (95, 100)
+    assert read["skipped"] == {"row without a query skipped": 5}
+
+
+def test_evaluate_refuses_rows_of_which_many_are_unusable(tiny_bundle, tmp_path, capsys):
+    rows = tmp_path / "rows.csv"
+    assert evaluate(tiny_bundle, rows, "--max-skipped", 0.04) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert f"{rows}: 5 of 100 rows cannot be used" in printed.err
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+@pytest.mark.parametrize("target", ["", "nope/file"])
+def test_evaluate_looks_where_it_writes_first(tiny_bundle, tmp_path, capsys, option, target):
+    assert evaluate(tiny_bundle, tmp_path / "rows.csv", option, tmp_path / target) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert f"error: {option}: {tmp_path / target}" in printed.err
+    assert "directory" in printed.err
