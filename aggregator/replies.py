@@ -14,7 +14,7 @@ from aggregator.fanout.endpoint import Endpoint, State
 from aggregator.results import SearchResult, Timings
 from mach.v1 import search_pb2
 
-__all__ = ["fill_result", "fill_timings", "shard_state"]
+__all__ = ["fill_result", "fill_timings", "plain", "shard_state"]
 
 
 def fill_result(message: search_pb2.SearchResult, result: SearchResult) -> None:
@@ -26,7 +26,7 @@ def fill_result(message: search_pb2.SearchResult, result: SearchResult) -> None:
     ]
     if result.attributes is not None:
         for product, attributes in zip(products, result.attributes, strict=True):
-            product.attributes.update(_plain(attributes))
+            product.attributes.update(plain(attributes))
     if result.explanations is not None:
         for product, parts in zip(products, result.explanations, strict=True):
             for repetition, bucket, value in parts:
@@ -66,7 +66,7 @@ def shard_state(endpoint: Endpoint, fleet: Fleet) -> search_pb2.ShardState:
     )
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """What a ``google.protobuf.Struct`` can hold.
 
     Dates and times become ISO 8601 text, decimals numbers, bytes base64; what is not a number
@@ -77,9 +77,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, int | float | Decimal):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {str(name): _plain(item) for name, item in value.items()}
+        return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, bytes):
         return base64.b64encode(value).decode("ascii")
     return value.isoformat() if isinstance(value, date | time) else str(value)

@@ -70,6 +70,8 @@ class SearchOptions:
                 "options.filter",
                 f"{len(self.filter)} characters, at most {limits.max_text_length}",
             )
+        for name in ("filter", "allowed_product_ids", "blocked_product_ids", "bundle_version"):
+            _check_unicode(f"options.{name}", getattr(self, name))
 
 
 def read_options(message: search_pb2.SearchOptions) -> SearchOptions:
@@ -122,6 +124,15 @@ def check_text(field: str, text: str, limits: Limits) -> None:
         raise InvalidInput(field, "is empty")
     if len(text) > limits.max_text_length:
         raise InvalidInput(field, f"{len(text)} characters, at most {limits.max_text_length}")
+    _check_unicode(field, text)
+
+
+def _check_unicode(field: str, value: str | tuple[str, ...]) -> None:
+    """Refuse half surrogates, which a command line makes of bytes that are no UTF-8."""
+    try:
+        "".join(value).encode()
+    except UnicodeEncodeError:
+        raise InvalidInput(field, "is not valid Unicode") from None
 
 
 def check_row(field: str, row: SparseBatch, limits: Limits) -> None:

@@ -8,7 +8,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["atomic_path", "write_atomically"]
+from mach.errors import InvalidInput
+
+__all__ = ["atomic_path", "check_target", "write_atomically"]
+
+
+def check_target(field: str, path: Path) -> None:
+    """Refuse where no file can be written, before the work whose result goes there.
+
+    Raises:
+        InvalidInput: naming ``field``.
+    """
+    if path.is_dir():
+        raise InvalidInput(field, f"{path} is a directory")
+    if not path.parent.is_dir():
+        raise InvalidInput(field, f"{path}: there is no directory {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise InvalidInput(field, f"{path}: the directory cannot be written to")
 
 
 @contextmanager

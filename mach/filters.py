@@ -9,15 +9,22 @@ The language::
     combined    NOT a     a AND b     a OR b     (a)            binding in this order
     attribute   letters, digits, _ and . ; any other name in backquotes: `price (net)`
     text        in double or single quotes; a quote inside is doubled
+    dates       as text: "2024-01-03" or "2024-01-03 14:30"; where the attribute has a zone, one
+                may follow, as Z or +02:00, and without one the text is read as UTC
+    times       as text: "14:30" or "14:30:05"
 
-Keywords are read in any case; text is compared exactly. As in SQL, a comparison with a missing
-value is neither true nor false, and a product is kept only where the whole is true.
+Keywords are read in any case; text is compared exactly, and so are numbers, but where the
+attribute holds floating-point numbers the given one is rounded to 64 bits first. As in SQL, a
+comparison with a missing value is neither true nor false, and a product is kept only where the
+whole is true.
 """
 
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
+from decimal import ROUND_FLOOR, Context, Decimal, InvalidOperation
 from functools import lru_cache
 from typing import Any
 
@@ -166,7 +173,10 @@ class _Evaluation(Transformer[Token, Any]):
         elif token.type == "BOOLEAN":
             value = written.lower() == "true"
         else:
-            value = int(written) if re.fullmatch(r"[+-]?\d{1,18}", written) else float(written)
+            try:
+                value = Decimal(written)
+            except InvalidOperation:
+                raise _error(token.start_pos or 0, f"{written} is too long a number") from None
         return _Literal(value, written, token.start_pos or 0)
 
     def any(self, parts: list[Any]) -> Any:
@@ -186,15 +196,14 @@ class _Evaluation(Transformer[Token, Any]):
 
     def compared(self, parts: list[Any]) -> Any:
         name, operator, literal = parts
-        column = self._column(name)
-        return _COMPARE[str(operator)](column, self._scalar(name, column, literal))
+        return _compare(str(operator), name, self._column(name), literal)
 
     def contained(self, parts: list[Any]) -> Any:
         name, *literals = parts
         column = self._column(name)
-        met = pc.equal(column, self._scalar(name, column, literals[0]))
+        met = _compare("=", name, column, literals[0])
         for literal in literals[1:]:
-            met = pc.or_kleene(met, pc.equal(column, self._scalar(name, column, literal)))
+            met = pc.or_kleene(met, _compare("=", name, column, literal))
         return met
 
     def not_contained(self, parts: list[Any]) -> Any:
@@ -226,32 +235,96 @@ class _Evaluation(Transformer[Token, Any]):
             column = column.cast(column.type.value_type)
         return column
 
-    def _scalar(self, name: _Name, column: Any, literal: _Literal) -> Any:
-        kind, value = column.type, literal.value
-        wanted = _kind(kind)
-        given = {bool: "true or false", str: "text"}.get(type(value), "numbers")
-        if wanted == "dates" and given == "text":
-            try:
-                return pa.scalar(value).cast(kind)
-            except pa.ArrowInvalid:
-                raise _error(literal.position, f"{literal.written} is no date") from None
-        if wanted != given:
-            raise _error(
-                literal.position, f"{name.text} holds {wanted}, {literal.written} is not of those"
-            )
-        if wanted == "numbers":
-            return pa.scalar(value)
-        return pa.scalar(value, kind)
+
+def _compare(operator: str, name: _Name, column: Any, literal: _Literal) -> Any:
+    """One comparison of an attribute.
+
+    Both sides have one type when Arrow compares them: where they differ, it rounds or fails.
+    """
+    kind = column.type
+    value: Any = literal.value
+    wanted = _kind(kind)
+    if wanted not in _GIVEN:
+        raise _error(name.position, f"{name.text} holds {wanted}, which cannot be compared")
+    if not isinstance(value, _GIVEN[wanted]):
+        raise _error(
+            literal.position, f"{name.text} holds {wanted}, {literal.written} is not of those"
+        )
+    if wanted in ("dates", "times"):
+        try:
+            scalar = _moment(value, kind)
+        except pa.ArrowInvalid:
+            message = f"{literal.written} is no {wanted[:-1]} of type {kind}"
+            raise _error(literal.position, message) from None
+        return _COMPARE[operator](column, scalar)
+    if pa.types.is_floating(kind):
+        return _COMPARE[operator](column.cast(pa.float64()), pa.scalar(float(value)))
+    if wanted == "numbers":
+        return _compare_exactly(operator, column, value)
+    return _COMPARE[operator](column, pa.scalar(value, kind))
+
+
+def _moment(text: str, kind: pa.DataType) -> pa.Scalar:
+    """Text as a date, a date with a time, or a time of day."""
+    if pa.types.is_time(kind):
+        return pa.scalar(f"1970-01-01T{text}").cast(pa.timestamp(kind.unit)).cast(kind)
+    if pa.types.is_timestamp(kind) and kind.tz is not None:
+        with suppress(pa.ArrowInvalid):  # the text may name a zone: read below
+            utc = pa.scalar(text).cast(pa.timestamp(kind.unit))
+            return utc.cast(pa.timestamp(kind.unit, "UTC"))
+    return pa.scalar(text).cast(kind)
+
+
+def _compare_exactly(operator: str, column: Any, value: Decimal) -> Any:
+    """Compare integers or decimals with any number, without rounding."""
+    kind = column.type
+    if pa.types.is_decimal(kind):
+        step = Decimal((0, (1,), -kind.scale))
+        high = Decimal((0, (9,) * kind.precision, -kind.scale))
+        low = -high
+    else:
+        signed = pa.types.is_signed_integer(kind)
+        step = Decimal(1)
+        low = Decimal(-(2 ** (kind.bit_width - 1)) if signed else 0)
+        high = Decimal(2 ** (kind.bit_width - signed) - 1)
+    clamped = min(max(value, low), high)
+    floor = clamped.quantize(step, ROUND_FLOOR, Context(prec=100))
+    scalar = pa.scalar(floor if pa.types.is_decimal(kind) else int(floor), kind)
+    if floor == value:
+        return _COMPARE[operator](column, scalar)
+    # The column cannot hold the number: each of its values is below or above.
+    below = (pc.less if value < low else pc.less_equal)(column, scalar)
+    above = pc.invert(below)
+    equal = pc.and_(below, above)  # false, and unknown where a value is missing
+    return {"<": below, "<=": below, ">": above, ">=": above, "=": equal}.get(
+        operator, pc.invert(equal)
+    )
+
+
+#: What to compare with, for each kind of attribute that can be compared.
+_GIVEN: dict[str, type[Any]] = {
+    "true or false": bool,
+    "text": str,
+    "numbers": Decimal,
+    "dates": str,
+    "times": str,
+}
 
 
 def _kind(kind: pa.DataType) -> str:
     types = pa.types
-    if types.is_boolean(kind):
-        return "true or false"
-    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
-        return "text"
-    if types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind):
-        return "numbers"
-    if types.is_temporal(kind):
-        return "dates"
+    checks = {
+        "true or false": (types.is_boolean,),
+        "text": (types.is_string, types.is_large_string, types.is_string_view),
+        "numbers": (types.is_integer, types.is_floating, _is_plain_decimal),
+        "dates": (types.is_date, types.is_timestamp),
+        "times": (types.is_time,),
+    }
+    for name, tests in checks.items():
+        if any(test(kind) for test in tests):
+            return name
     return f"values of type {kind}"
+
+
+def _is_plain_decimal(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_decimal(kind) and kind.scale >= 0)  # Arrow compares no others

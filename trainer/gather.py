@@ -15,7 +15,7 @@ from mach.bundle import Catalog
 from mach.bundle.catalog import ID_COLUMN
 from mach.errors import DataError
 from trainer.catalog import TITLE_COLUMN, ClassIndex
-from trainer.interactions import ROW_REASONS, UNKNOWN_PRODUCT, SkipReport, read_interactions
+from trainer.interactions import UNKNOWN_PRODUCT, SkipReport, read_interactions
 from trainer.progress import Reporter
 from trainer.settings import TrainSettings
 from trainer.spill import HELD_OUT, Groups, Spill
@@ -140,14 +140,7 @@ def _spill_titles(products: Catalog, spill: Spill, weight: float) -> None:
 def _check_skipped(
     report: SkipReport, paths: Sequence[Path], catalog: Path | None, settings: TrainSettings
 ) -> None:
-    skipped = {name: report.skipped.get(name, 0) for name in ROW_REASONS}
-    worst = max(skipped, key=lambda name: skipped[name])
-    if sum(skipped.values()) > settings.max_skipped * report.rows:
-        raise DataError(
-            paths[0],
-            f"{sum(skipped.values()):,} of {report.rows:,} rows cannot be used, more than "
-            f"max_skipped allows: {skipped[worst]:,} × {worst} (first: {report.first[worst]})",
-        )
+    report.check_rows(paths[0], settings.max_skipped)
     unknown = report.skipped.get(UNKNOWN_PRODUCT, 0)
     if unknown > settings.max_unknown * report.pairs or unknown == report.pairs:
         raise DataError(

@@ -50,6 +50,25 @@ class SkipReport:
             self.skipped[reason] = self.skipped.get(reason, 0) + count
             self.first.setdefault(reason, where)
 
+    def check_rows(self, path: Path, max_skipped: float) -> None:
+        """Refuse rows of which too many were skipped.
+
+        Args:
+            path: what the message names.
+            max_skipped: the share of the rows that may be skipped.
+
+        Raises:
+            DataError: if more were.
+        """
+        skipped = {name: self.skipped.get(name, 0) for name in ROW_REASONS}
+        worst = max(skipped, key=lambda name: skipped[name])
+        if sum(skipped.values()) > max_skipped * self.rows:
+            raise DataError(
+                path,
+                f"{sum(skipped.values()):,} of {self.rows:,} rows cannot be used, more than "
+                f"max_skipped allows: {skipped[worst]:,} × {worst} (first: {self.first[worst]})",
+            )
+
     def lines(self) -> list[str]:
         """One line a reason, for people."""
         return [
@@ -128,13 +147,19 @@ def read_interactions(paths: Iterable[Path], report: SkipReport) -> Iterator[Int
             raise DataError(path, "has no rows")
 
 
-def read_queries(paths: Sequence[Path]) -> Iterator[tuple[str, list[str]]]:
+def read_queries(
+    paths: Sequence[Path], report: SkipReport | None = None
+) -> Iterator[tuple[str, list[str]]]:
     """Rows as (query, distinct product ids), for evaluation; what cannot be used is left out.
+
+    Args:
+        paths: the files, read in order.
+        report: counts what is left out, a batch of rows ahead of what is yielded.
 
     Raises:
         DataError: as :func:`read_interactions`.
     """
-    for batch in read_interactions(paths, SkipReport()):
+    for batch in read_interactions(paths, report or SkipReport()):
         products = batch.products.to_pylist()
         splits = np.searchsorted(batch.pair_rows, np.arange(len(batch.queries) + 1))
         for row, query in enumerate(batch.queries.to_pylist()):

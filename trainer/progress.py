@@ -42,7 +42,7 @@ class Reporter:
     """Writes messages and progress to standard error, or nowhere."""
 
     def __init__(self, stream: TextIO | None = None, *, quiet: bool = False) -> None:
-        self.console = Console(file=stream or sys.stderr, quiet=quiet, highlight=False)
+        self.console = Console(file=stream or sys.stderr, quiet=quiet, highlight=False, emoji=False)
 
     @classmethod
     def silent(cls) -> Reporter:

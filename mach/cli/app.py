@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import typer
+from rich.text import Text
 
 from mach import __version__
 from mach.cli.console import err
@@ -76,13 +77,13 @@ def main(arguments: list[str] | None = None) -> Any:
         err.print("interrupted")
         sys.exit(130)
     except MachError as error:
-        err.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+        _print_error(str(error))
         sys.exit(2 if isinstance(error, UserError) else 1)
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
-        err.print(f"[bold red]error:[/] {_escape(_os_error(error))}", soft_wrap=True)
+        _print_error(_os_error(error))
         sys.exit(2)
     sys.exit(0)
 
@@ -92,5 +93,5 @@ def _os_error(error: OSError) -> str:
     return f"{where}{error.strerror or error}"
 
 
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
+def _print_error(message: str) -> None:
+    err.print(Text.assemble(("error:", "bold red"), " ", message), soft_wrap=True)

@@ -115,6 +115,7 @@ def register(bundle_app: typer.Typer) -> None:
     ) -> None:
         """Show which bundles the servers of a fleet hold."""
         from rich.table import Table
+        from rich.text import Text
 
         how = make_tls(tls, tls_ca, tls_certificate, tls_key, tls_server_name)
         admin = _admin(fleet_file, aggregators, shards, how, token_file)
@@ -123,5 +124,6 @@ def register(bundle_app: typer.Typer) -> None:
             table.add_column(column, overflow="fold")
         for server, bundles in admin.loaded().items():
             versions = {held.active: f"{held.version[:12]} {held.path}" for held in bundles}
-            table.add_row(server, versions.get(True, "-"), versions.get(False, "-"))
+            texts = (server, versions.get(True, "-"), versions.get(False, "-"))
+            table.add_row(*map(Text, texts))
         out.print(table)

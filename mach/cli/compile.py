@@ -38,7 +38,8 @@ def compile_ahead(
     compiled.begin(directory, sources)
     _compile()
     size = compiled.finish(directory)
-    out.print(f"{directory}: {size / 1e6:.0f} MB, in {time.monotonic() - begun:.0f} s")
+    took = time.monotonic() - begun
+    out.print(f"{directory}: {size / 1e6:.0f} MB, in {took:.0f} s", markup=False)
 
 
 def _compile() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,9 @@ def register(app: typer.Typer) -> None:
             None, help="Numbers of repetitions to compare, such as 1,2,4,8; all by default."
         ),
         limit: int = typer.Option(None, min=1, help="Score only the first so many queries."),
+        max_skipped: float = typer.Option(
+            0.05, min=0, max=1, help="Share of rows that may be unusable."
+        ),
         threads: int = typer.Option(2, min=1, help="Threads of ONNX Runtime while scoring."),
         json_file: Path = typer.Option(None, "--json", help="Also write the figures here."),
         plot: Path = typer.Option(None, help="Draw accuracy and cost against repetitions (PNG)."),
@@ -56,27 +59,38 @@ def register(app: typer.Typer) -> None:
 
         from mach.bundle import Bundle
         from mach.evaluation import evaluate as score
-        from mach.files import write_atomically
-        from trainer.interactions import read_queries
+        from mach.files import check_target, write_atomically
+        from trainer.interactions import SkipReport, read_queries
 
+        for option, path in (("--json", json_file), ("--plot", plot)):
+            if path is not None:
+                check_target(option, path)
         opened = Bundle.open(bundle)
         opened.verify()
-        pairs = islice(read_queries(interactions), limit)
+        report = SkipReport()
+
+        def pairs() -> Iterator[tuple[str, list[str]]]:
+            yield from islice(read_queries(interactions, report), limit)
+            report.check_rows(interactions[0], max_skipped)
+
         columns = (TextColumn("scoring"), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=err, transient=True) as progress:
             task = progress.add_task("scoring", total=limit)
             results = score(
                 opened,
-                pairs,
+                pairs(),
                 repetitions=_counts(repetitions),
                 threads=threads,
                 on_progress=lambda done: progress.update(task, completed=done),
             )
         out.print(_table(results))
+        for line in report.lines():
+            err.print(line, markup=False, highlight=False, soft_wrap=True)
         if results[-1].unseen:
             err.print(f"{results[-1].unseen:,} true products are not in the catalog: never found")
         if json_file is not None:
             figures = {"bundle_version": opened.version, **results[-1].to_json()}
+            figures |= {"rows": report.rows, "skipped": report.skipped}
             if repetitions is not None:
                 figures["by_repetitions"] = [result.to_json() for result in results]
             write_atomically(json_file, json.dumps(figures, indent=2) + "\n")
@@ -89,7 +103,8 @@ def register(app: typer.Typer) -> None:
 def _table(results: Sequence[Evaluation]) -> Table:
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False)
+    caption = f"{results[0].queries:,} queries"
+    table = Table(box=None, pad_edge=False, caption=caption, caption_justify="left")
     table.add_column("R", justify="right", no_wrap=True)
     for name in results[0].metrics:
         table.add_column(name, justify="right", no_wrap=True)

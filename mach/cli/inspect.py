@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Show what a bundle holds and check that it is intact."""
         from rich.table import Table
+        from rich.text import Text
 
         from mach.bundle import Bundle
 
@@ -50,8 +51,8 @@ def register(app: typer.Typer) -> None:
             ("size", f"{total / 1e6:.1f} MB in {len(manifest.files)} files"),
             ("files", "all match the manifest" if verify else "not verified"),
         ):
-            facts.add_row(f"[bold]{name}[/]", value)
+            facts.add_row(f"[bold]{name}[/]", Text(value))
         for name, value in manifest.training.items():
             if not isinstance(value, dict | list):
-                facts.add_row(f"training: {name}", str(value))
+                facts.add_row(Text(f"training: {name}"), Text(str(value)))
         out.print(facts)

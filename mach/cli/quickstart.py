@@ -57,7 +57,7 @@ def register(app: typer.Typer) -> None:
         with place as directory:
             _run(Path(directory), products, clicks, repetitions, seed)
         if keep:
-            err.print(f"try: mach serve {keep / 'bundle'}")
+            err.print(f"try: mach serve {keep / 'bundle'}", markup=False)
 
 
 def _run(directory: Path, products: int, clicks: int, repetitions: int, seed: int) -> None:
@@ -103,10 +103,14 @@ def _show_sample(clicks: Path, products: Path) -> None:
     titles = pq.read_table(products, columns=["product_id", "title"]).to_pydict()
     title_of = dict(zip(titles["product_id"], titles["title"], strict=True))
     for row in pq.ParquetFile(clicks).read_row_group(0).slice(0, 3).to_pylist():
-        err.print(f"  {row['query']!r} → {title_of[row['product_id']]}", highlight=False)
+        err.print(
+            f"  {row['query']!r} → {title_of[row['product_id']]}", highlight=False, markup=False
+        )
 
 
 def _search(address: str, held_out: Path) -> None:
+    from rich.text import Text
+
     from aggregator.requests import SearchOptions
     from mach.cli.search import found_table, search_fleet
     from trainer.interactions import read_queries
@@ -117,7 +121,7 @@ def _search(address: str, held_out: Path) -> None:
             continue
         asked.add(query)
         found = search_fleet(address, query, SearchOptions(k=3, include_attributes=True), 5.0)
-        out.print(f"\n[bold]{query}[/]", highlight=False)
+        out.print(Text(f"\n{query}", "bold"))
         out.print(found_table(found))
         if len(asked) == 3:
             return

@@ -121,6 +121,7 @@ def _listens(address: str) -> bool:
 def search_bundle(bundle: Path, text: str, options: SearchOptions) -> Found:
     """Answer from the bundle in this process, with the code of the servers."""
     from aggregator.local import LocalSearcher
+    from aggregator.replies import plain
     from mach.bundle import Bundle
 
     answer = LocalSearcher(Bundle.open(bundle)).search([text], options)
@@ -131,7 +132,7 @@ def search_bundle(bundle: Path, text: str, options: SearchOptions) -> Found:
         for parts in zip(
             result.product_ids,
             result.scores,
-            result.attributes or nothing,
+            [plain(attributes) for attributes in result.attributes or nothing],
             result.explanations or nothing,
             strict=True,
         )
@@ -143,6 +144,7 @@ def search_bundle(bundle: Path, text: str, options: SearchOptions) -> Found:
 def found_table(found: Found) -> Table:
     """Products with their scores and titles."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     table.add_column("score", justify="right")
@@ -152,7 +154,8 @@ def found_table(found: Found) -> Table:
         attributes = dict(product.get("attributes", {}))
         title = str(attributes.pop("title", ""))
         rest = ", ".join(f"{name}={value}" for name, value in attributes.items())
-        table.add_row(f"{product['score']:.3f}", product["product_id"], title, rest)
+        texts = (product["product_id"], title, rest)
+        table.add_row(f"{product['score']:.3f}", *map(Text, texts))
         for part in product.get("explanation", ()):
             table.add_row(
                 f"{part['log_probability']:.3f}",

@@ -22,6 +22,7 @@ __all__ = ["fleet_table", "register"]
 def fleet_table(status: FleetStatus) -> Table:
     """Servers with their addresses and health."""
     from rich.table import Table
+    from rich.text import Text
 
     colours = {"serving": "green", "not serving": "yellow", "down": "red"}
     table = Table(box=None, pad_edge=False)
@@ -29,9 +30,7 @@ def fleet_table(status: FleetStatus) -> Table:
         table.add_column(column, overflow="fold")
     for server in status.servers:
         table.add_row(
-            server.name,
-            server.address,
-            server.metrics,
+            *map(Text, (server.name, server.address, server.metrics)),
             str(server.pid or "-"),
             f"[{colours[server.health]}]{server.health}[/]",
             str(server.restarts),
@@ -123,12 +122,13 @@ def register(app: typer.Typer) -> None:
                     fleet, fleet.directory / "prometheus", listen=monitoring
                 )
                 prometheus.start()
-                err.print(f"metrics and alerts at http://{prometheus.address}")
+                err.print(f"metrics and alerts at http://{prometheus.address}", markup=False)
             err.print(fleet_table(fleet.status()))
             err.print(
-                f"\nserving at [bold]{fleet.address}[/]; logs in {fleet.directory}\n"
+                f"\nserving at {fleet.address}; logs in {fleet.directory}\n"
                 f'try: mach search "…" --address {fleet.address}\nCtrl-C stops',
                 highlight=False,
+                markup=False,
             )
             stop.wait()
         finally:

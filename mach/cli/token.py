@@ -91,6 +91,7 @@ def register(app: typer.Typer) -> None:
 
 def _table(known: TokenFile) -> Table:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     for column in ("name", "id", "allows", "rate", "burst", "created", "expires"):
@@ -101,8 +102,8 @@ def _table(known: TokenFile) -> Table:
         if token.expires is not None and token.expires <= now:
             expires = f"[red]{expires}, expired[/]"
         table.add_row(
-            token.name,
-            token.id,
+            Text(token.name),
+            Text(token.id),
             ", ".join(token.scopes),
             "-" if token.rate is None else f"{token.rate:g}/s",
             "-" if token.rate is None else f"{token.burst or max(1, token.rate):g}",

@@ -110,10 +110,13 @@ def make_options(
     """Write how to search.
 
     Raises:
-        InvalidInput: if a number cannot be sent; the server checks the rest.
+        InvalidInput: if a number cannot be sent, or ids are one text; the server checks the rest.
     """
     if k < 1:  # 0 would ask for the server's default
         raise InvalidInput("options.k", f"must be at least 1, got {k}")
+    for name, ids in (("allowed", allowed), ("blocked", blocked)):
+        if isinstance(ids, str):  # which would be a list of its letters
+            raise InvalidInput(name, "must be a list of product ids, got one text")
     try:
         return search_pb2.SearchOptions(
             k=k,

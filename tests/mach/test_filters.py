@@ -2,6 +2,7 @@
 
 import datetime
 from contextlib import suppress
+from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
@@ -82,6 +83,102 @@ def test_conditions(text, rows):
 def test_mistakes_point_at_the_character(text, character, says):
     with pytest.raises(InvalidInput, match=rf"filter: at character {character}: .*{says}"):
         parse_filter(text).evaluate(TABLE)
+
+
+TYPED = {
+    "u64": pa.array([2**64 - 1, 5, None], pa.uint64()),
+    "i64": pa.array([2**60 + 1, 1, None], pa.int64()),
+    "i8": pa.array([-128, 127, None], pa.int8()),
+    "f16": pa.array([1, 2, None], pa.float16()),
+    "f64": pa.array([2.0**60, 0.1, None]),
+    "dec": pa.array([Decimal("1.50"), Decimal("-0.10"), None], pa.decimal128(38, 2)),
+    "tm": pa.array([datetime.time(1, 2), datetime.time(1, 2, 3), None], pa.time64("us")),
+    "seconds": pa.array([datetime.time(1, 2), datetime.time(1, 2, 3), None], pa.time32("s")),
+    "dur": pa.array([1, 2, None], pa.duration("s")),
+    "zoned": pa.array([1704240000, 1704240001, None], pa.timestamp("s", "Europe/Berlin")),
+    "plain": pa.array([1704240000, 1704240001, None], pa.timestamp("s")),
+    "view": pa.array(["a", "b", None], pa.string_view()),
+    "coarse": pa.array([None, None, None], pa.decimal128(5, -2)),
+    "interval": pa.array([None, None, None], pa.month_day_nano_interval()),
+    "blob": pa.array([b"a", b"b", None]),
+    "listed": pa.array([[1], [2], None]),
+    "nothing": pa.nulls(3),
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("u64 > 5", [0]),
+        ("u64 = 18446744073709551615", [0]),
+        ("u64 >= 18446744073709551614.5", [0]),
+        ("u64 < 18446744073709551616", [0, 1]),
+        ("u64 > -1", [0, 1]),
+        ("u64 < -1", []),
+        ("u64 != -1", [0, 1]),
+        ("i64 > 1.5", [0]),
+        ("i64 < 1.5", [1]),
+        ("i64 = 1.5", []),
+        ("i64 != 1.5", [0, 1]),
+        ("i64 > 1152921504606846976.5", [0]),
+        ("i64 = 1152921504606846976", []),
+        ("i64 IN (1.0, 7.5)", [1]),
+        ("i64 NOT IN (7.5)", [0, 1]),
+        ("i64 > -1e999999", [0, 1]),
+        ("i64 > 1e-999999", [0, 1]),
+        ("i8 <= -128", [0]),
+        ("i8 < -128.5", []),
+        ("i8 > -128.5", [0, 1]),
+        ("i8 >= 127.5", []),
+        ("f16 > 1", [1]),
+        ("f16 >= 1.0001", [1]),
+        ("f64 = 1152921504606846976", [0]),
+        ("f64 = 0.1", [1]),
+        ("dec > 1.499", [0]),
+        ("dec = 1.500", [0]),
+        ("dec = 1.501", []),
+        ("dec < -0.099", [1]),
+        ("dec < 1e300", [0, 1]),
+        ('tm > "01:02:00"', [1]),
+        ('tm IN ("01:02", "01:03")', [0]),
+        ('seconds <= "01:02:03"', [0, 1]),
+        ("dur IS NOT NULL", [0, 1]),
+        ('zoned > "2024-01-03"', [1]),
+        ('zoned = "2024-01-03 00:00:01"', [1]),
+        ('zoned = "2024-01-03 01:00:00+01:00"', [0]),
+        ('plain = "2024-01-03"', [0]),
+        ('view = "a"', [0]),
+    ],
+)
+def test_every_type_is_compared_without_rounding(text, rows):
+    assert np.flatnonzero(parse_filter(text).evaluate(pa.table(TYPED))).tolist() == rows
+
+
+@pytest.mark.parametrize(
+    ("text", "character", "says"),
+    [
+        ('tm > "1"', 6, "is no time"),
+        ('seconds > "01:02:00.5"', 11, "is no time"),
+        ("tm > 5", 6, "tm holds times"),
+        ('dur > "1"', 1, "dur holds values of type duration.*cannot be compared"),
+        ("interval = 1", 1, "cannot be compared"),
+        ("coarse > 1", 1, "cannot be compared"),
+        ('zoned > "tomorrow"', 9, "is no date"),
+        ('plain > "2024-01-03T00:00:00Z"', 9, r"is no date of type timestamp\[s\]"),
+        ("i64 > 1e9999999999999999999999", 7, "too long a number"),
+    ],
+)
+def test_mistakes_of_type_point_at_the_character(text, character, says):
+    with pytest.raises(InvalidInput, match=rf"filter: at character {character}: .*{says}"):
+        parse_filter(text).evaluate(pa.table(TYPED))
+
+
+@pytest.mark.parametrize("literal", ["1", "1.5", '"1"', '"2024-01-03"', '"01:02"', "true"])
+@pytest.mark.parametrize("name", TYPED)
+def test_no_type_fails_in_another_way(name, literal):
+    for text in (f"{name} = {literal}", f"{name} < {literal}", f"{name} IN ({literal})"):
+        with suppress(InvalidInput):
+            assert not parse_filter(text).evaluate(pa.table(TYPED))[2]
 
 
 def test_depth_is_bounded():

@@ -277,6 +277,8 @@ def test_retries_where_told_to(call, script):
         (["a"], {"k": 0}, "options.k"),
         (["a"], {"k": 2**40}, "options"),
         (["a"], {"minimum_repetitions": -1}, "options"),
+        (["a"], {"allowed": "p0"}, "allowed"),
+        (["a"], {"blocked": "p0"}, "blocked"),
         ([7], {}, "query"),
         ([None], {}, "query"),
         (["\ud800"], {}, "query.text"),
@@ -295,6 +297,8 @@ def test_mistakes_in_a_batch_are_named(call):
     assert caught.value.field == "queries[1]"
     with pytest.raises(InvalidInput, match="got one text"):
         call("search_batch", "a")
+    with pytest.raises(InvalidInput, match="blocked: must be a list of product ids"):
+        call("search_batch", ["a"], blocked="p0")
 
 
 @pytest.mark.parametrize("client", [MachClient, AsyncMachClient])
