@@ -103,7 +103,7 @@ def register(app: typer.Typer) -> None:
         """
         from mach.bundle import Bundle
         from mach.errors import InvalidInput
-        from mach.files import write_atomically
+        from mach.files import check_target, write_atomically
         from mach.fleet import LocalFleet
         from mach.loadtest import LoadPlan, MetricsCpu
 
@@ -111,6 +111,8 @@ def register(app: typer.Typer) -> None:
             raise InvalidInput("--address", "give either --address or --bundle")
         if concurrency is not None and rate is not None:
             raise InvalidInput("--rate", "give either --rate or --concurrency")
+        if json_file is not None:
+            check_target("--json", json_file)
         plan = LoadPlan(
             texts=_texts(queries, bundle, 20_000),
             concurrency=None if rate else concurrency or 16,

@@ -43,12 +43,14 @@ def register(app: typer.Typer) -> None:
         On one thread, over simulated log-probabilities of products hashed to buckets.
         """
         from mach.errors import InvalidInput
-        from mach.files import write_atomically
+        from mach.files import check_target, write_atomically
         from mach.merge.bench import DISTRIBUTIONS, BenchSettings, bench_merge
 
         if distribution not in (*DISTRIBUTIONS, "both"):
             choices = ", ".join((*DISTRIBUTIONS, "both"))
             raise InvalidInput("--distribution", f"{distribution!r} is not one of {choices}")
+        if json_file is not None:
+            check_target("--json", json_file)
         settings = BenchSettings(
             products=products,
             repetitions=repetitions,

@@ -44,7 +44,9 @@ def register(app: typer.Typer) -> None:
         max_skipped: float = typer.Option(
             0.05, min=0, max=1, help="Share of rows that may be unusable."
         ),
-        threads: int = typer.Option(2, min=1, help="Threads of ONNX Runtime while scoring."),
+        threads: int = typer.Option(
+            2, min=1, max=1024, help="Threads of ONNX Runtime while scoring."
+        ),
         json_file: Path = typer.Option(None, "--json", help="Also write the figures here."),
         plot: Path = typer.Option(None, help="Draw accuracy and cost against repetitions (PNG)."),
     ) -> None:

@@ -41,13 +41,18 @@ class Found:
     products: Sequence[Mapping[str, Any]]
     answered: int
     total: int
+    missing: Mapping[int, str]
     bundle_version: str
 
     def to_json(self) -> dict[str, Any]:
         """What ``--json`` prints."""
         return {
             "products": list(self.products),
-            "coverage": {"answered": self.answered, "total": self.total},
+            "coverage": {
+                "answered": self.answered,
+                "total": self.total,
+                "missing": {str(repetition): why for repetition, why in self.missing.items()},
+            },
             "bundle_version": self.bundle_version,
         }
 
@@ -106,7 +111,10 @@ def search_fleet(
         )
         for product in result.products
     ]
-    return Found(products, result.coverage.answered, result.coverage.total, result.bundle_version)
+    coverage = result.coverage
+    return Found(
+        products, coverage.answered, coverage.total, coverage.missing, result.bundle_version
+    )
 
 
 def _listens(address: str) -> bool:
@@ -138,7 +146,8 @@ def search_bundle(bundle: Path, text: str, options: SearchOptions) -> Found:
         )
     ]
     coverage = result.coverage
-    return Found(products, coverage.answered, coverage.total, answer.bundle_version)
+    missing = {repetition: why.name.lower() for repetition, why in coverage.missing.items()}
+    return Found(products, coverage.answered, coverage.total, missing, answer.bundle_version)
 
 
 def found_table(found: Found) -> Table:
@@ -224,4 +233,6 @@ def register(app: typer.Typer) -> None:
         else:
             err.print("nothing found: the model knows no word of the query, or the filter is empty")
         if found.answered < found.total:
-            err.print(f"[yellow]only {found.answered} of {found.total} repetitions answered[/]")
+            missing = ", ".join(f"{number} {why}" for number, why in sorted(found.missing.items()))
+            answered = f"{found.answered} of {found.total} repetitions answered"
+            err.print(f"[yellow]only {answered}; missing: {missing}[/]")

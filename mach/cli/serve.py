@@ -48,7 +48,9 @@ def register(app: typer.Typer) -> None:
         shards: int = typer.Option(
             None, min=1, help="Shard processes; repetitions are divided among them. Default: R."
         ),
-        threads: int = typer.Option(1, min=1, help="Threads of ONNX Runtime in each shard."),
+        threads: int = typer.Option(
+            1, min=1, max=1024, help="Threads of ONNX Runtime in each shard."
+        ),
         log_dir: Path = typer.Option(
             None, help="Keep the servers' logs here; a temporary directory by default."
         ),

@@ -26,9 +26,23 @@ def test_ids_and_attributes_are_printed_as_they_are():
     products = [{"product_id": ODD, "score": -1.0, "attributes": {"title": ODD, "[b]": ODD}}]
     wide = Console(width=300)
     with wide.capture() as printed:
-        wide.print(found_table(Found(products, 4, 4, "v1")))
+        wide.print(found_table(Found(products, 4, 4, {}, "v1")))
     assert printed.get().count(ODD) == 3
     assert "[b]=" in printed.get()
+
+
+def test_json_says_which_repetitions_are_missing_and_why():
+    found = Found([], 3, 4, {2: "unavailable"}, "v1").to_json()
+    assert found["coverage"] == {"answered": 3, "total": 4, "missing": {"2": "unavailable"}}
+
+
+@pytest.mark.parametrize("kind", ["merge", "fleet"])
+def test_a_benchmark_looks_where_it_writes_first(kind, tmp_path, capsys):
+    arguments = ["--address", "127.0.0.1:1"] if kind == "fleet" else []
+    with pytest.raises(SystemExit) as caught:
+        main(["bench", kind, *arguments, "--json", str(tmp_path)])
+    assert caught.value.code == 2
+    assert "is a directory" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_paths_are_printed_as_they_are(tiny_bundle, tmp_path):
