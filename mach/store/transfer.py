@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +21,7 @@ from mach.bundle import (
     hash_file,
     parse_manifest,
 )
-from mach.errors import BundleError, ConfigError, Unavailable
+from mach.errors import BundleError, ConfigError, InvalidInput, Unavailable
 from mach.files import write_atomically
 from mach.store.locations import Location, open_location
 
@@ -30,6 +31,7 @@ _BLOCK = 1 << 20
 #: A partial file that nobody has written to for so long was left by a process that died.
 _ABANDONED_SECONDS = 3600.0
 _PART = ".part"
+_VERSION = re.compile(r"[0-9a-f]{64}")
 
 Progress = Callable[[str, int, int], None]
 
@@ -128,11 +130,14 @@ def fetch(
         The bundle's directory, for :meth:`Bundle.open`.
 
     Raises:
+        InvalidInput: if ``version`` is not a version's 64 hexadecimal digits.
         BundleError: if there is no bundle, or not this version, or a file is not what the
             manifest says.
         ConfigError: if the URL cannot be understood.
         Unavailable: if the store does not answer.
     """
+    if version is not None and not _VERSION.fullmatch(version):
+        raise InvalidInput("version", f"{version[:80]!r} is not 64 hexadecimal digits (0-9, a-f)")
     source = open_location(location)
     manifest = _cached_manifest(cache, version) or _read_manifest(source)
     if version is not None and manifest.version != version:
@@ -158,6 +163,7 @@ def fetch(
 
 
 def _cached_manifest(cache: Path, version: str | None) -> Manifest | None:
+    """What the cache holds of the version; a damaged one is written over at the end."""
     if version is None:
         return None
     path = cache / version / MANIFEST_FILE
@@ -165,8 +171,6 @@ def _cached_manifest(cache: Path, version: str | None) -> Manifest | None:
         manifest = parse_manifest(path.read_bytes(), str(path))
         if manifest.version == version:
             return manifest
-    with contextlib.suppress(OSError):
-        path.unlink()  # damaged: the one fetched now takes its place
     return None
 
 

@@ -13,7 +13,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from mach.bundle import MANIFEST_FILE, Bundle, files_for, repetition_file
+from mach.bundle import MANIFEST_FILE, Bundle, Manifest, files_for, repetition_file
 from mach.errors import BundleError, ConfigError, InvalidInput, Unavailable
 from mach.store import fetch, link, open_location, push
 
@@ -150,6 +150,36 @@ def test_a_damaged_cache_is_mended(tiny_bundle, tmp_path, name):
     location = push(tiny_bundle, str(tmp_path / "store"))
     path = fetch(location, tmp_path / "cache")
     (path / name).write_bytes(b"nonsense")
+    assert fetch(location, tmp_path / "cache", version=tiny_bundle.version) == path
+    Bundle.open(path).verify()
+
+
+@pytest.mark.parametrize("version", ["mine", "../mine", "", "A" * 64, "0" * 64 + "\n", "absolute"])
+def test_a_version_that_is_none_is_refused_and_costs_no_file(tiny_bundle, tmp_path, version):
+    mine = tmp_path / "mine"
+    shutil.copytree(tiny_bundle.path, mine)
+    before = contents(mine)
+    name = str(mine) if version == "absolute" else version
+    for cache in (tmp_path, tmp_path / "cache"):
+        with pytest.raises(InvalidInput, match="is not 64 hexadecimal digits"):
+            fetch(str(tmp_path / "store"), cache, version=name)
+    assert contents(mine) == before
+    assert not (tmp_path / "cache").exists()
+
+
+def test_another_versions_manifest_in_the_cache_is_replaced_not_deleted(tiny_bundle, tmp_path):
+    location = push(tiny_bundle, str(tmp_path / "store"))
+    there = tmp_path / "cache" / ("0" * 64)
+    shutil.copytree(tiny_bundle.path, there)
+    with pytest.raises(BundleError, match="not 0000"):
+        fetch(location, tmp_path / "cache", version="0" * 64)
+    Bundle.open(there).verify()
+
+    fields = dict(tiny_bundle.manifest)
+    del fields["version"]
+    other = Manifest.build(**fields | {"num_classes": 1 + fields["num_classes"]})
+    path = fetch(location, tmp_path / "cache")
+    (path / MANIFEST_FILE).write_text(other.to_json())
     assert fetch(location, tmp_path / "cache", version=tiny_bundle.version) == path
     Bundle.open(path).verify()
 
