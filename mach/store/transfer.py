@@ -43,8 +43,8 @@ def _no_progress(name: str, done: int, total: int) -> None:
 def push(bundle: Bundle, store: str, *, workers: int = 4, progress: Progress = _no_progress) -> str:
     """Publish a bundle as ``store/<version>``.
 
-    Files that are there already with the same length are kept: they are named for their
-    content by the version above them. The manifest goes last.
+    Files that are there already are read and hashed: those that are intact are kept, others
+    replaced. The manifest goes last.
 
     Args:
         bundle: what to publish; every file is hashed first.
@@ -61,36 +61,49 @@ def push(bundle: Bundle, store: str, *, workers: int = 4, progress: Progress = _
         ConfigError: if the URL cannot be understood.
         Unavailable: if the store does not take it.
     """
-    bundle.verify(bundle.manifest.files)
     target = open_location(store).child(bundle.version)
-    files = {name: entry.size for name, entry in bundle.manifest.files.items()}
-    manifest_path = bundle.path / MANIFEST_FILE
-    if _published(target, bundle.manifest):
-        return target.name
-    for name, size in files.items():
-        progress(name, 0, size)
+    bundle.verify(bundle.manifest.files)
+    published = _has_manifest(target, bundle.version)
+    files = bundle.manifest.files
+    for name, entry in files.items():
+        progress(name, 0, entry.size)
 
     def copy(name: str) -> None:
-        if target.size(name) != files[name]:
+        entry = files[name]
+        if not _holds(target, name, entry):
             target.put(bundle.path / name, name)
-            if (size := target.size(name)) != files[name]:
-                raise Unavailable(f"{target.name}/{name} has {size} bytes after {files[name]}")
-        progress(name, files[name], files[name])
+            if (size := target.size(name)) != entry.size:
+                raise Unavailable(f"{target.name}/{name} has {size} bytes after {entry.size}")
+        progress(name, entry.size, entry.size)
 
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(copy, files))
-    target.put(manifest_path, MANIFEST_FILE)
+    if not published:
+        target.put(bundle.path / MANIFEST_FILE, MANIFEST_FILE)
     return target.name
 
 
-def _published(target: Location, manifest: Manifest) -> bool:
-    """Whether the bundle is there; a manifest of another version there is an error."""
+def _has_manifest(target: Location, version: str) -> bool:
+    """Whether a manifest is there that can be read; one of another version is an error."""
     if target.size(MANIFEST_FILE) is None:
         return False
-    there = _read_manifest(target)
-    if there.version != manifest.version:
+    try:
+        there = _read_manifest(target)
+    except BundleError:  # damaged: the bundle's own takes its place
+        return False
+    if there.version != version:
         raise BundleError(f"{target.name} holds version {there.version} under the wrong name")
-    return all(target.size(name) == entry.size for name, entry in there.files.items())
+    return True
+
+
+def _holds(location: Location, name: str, entry: FileEntry) -> bool:
+    """Whether a file is there with this content: its length alone does not tell."""
+    if location.size(name) != entry.size:
+        return False
+    digest = hashlib.sha256()
+    for block in _blocks(location, name, entry.size):
+        digest.update(block)
+    return digest.hexdigest() == entry.sha256
 
 
 def _read_manifest(location: Location) -> Manifest:

@@ -62,6 +62,36 @@ def test_a_push_that_was_cut_off_is_completed(tiny_bundle, tmp_path):
     Bundle.open(location).verify()
 
 
+@pytest.mark.parametrize("name", ["repetition-000.onnx", MANIFEST_FILE])
+def test_a_push_mends_what_is_corrupt_and_writes_nothing_else(tiny_bundle, store, tmp_path, name):
+    target = open_location(store).child(tiny_bundle.version)
+    push(tiny_bundle, store)
+    damaged = tmp_path / "damaged"
+    damaged.write_bytes(b"#" * (tiny_bundle.path / name).stat().st_size)
+    target.put(damaged, name)
+    put: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        original = type(target).put
+        patch.setattr(
+            type(target), "put", lambda self, *file: put.append(file[1]) or original(self, *file)
+        )
+        push(tiny_bundle, store)
+    assert put == [name]
+    Bundle.open(fetch(target.name, tmp_path / "cache")).verify()
+
+
+def test_a_push_leaves_another_version_under_the_name(tiny_bundle, tmp_path):
+    there = tmp_path / "store" / tiny_bundle.version
+    fields = dict(tiny_bundle.manifest)
+    del fields["version"]
+    other = Manifest.build(**fields | {"num_classes": 1 + fields["num_classes"]}).to_json()
+    there.mkdir(parents=True)
+    (there / MANIFEST_FILE).write_text(other)
+    with pytest.raises(BundleError, match="under the wrong name"):
+        push(tiny_bundle, str(tmp_path / "store"))
+    assert contents(there) == {MANIFEST_FILE: other.encode()}
+
+
 def test_a_corrupt_bundle_is_not_pushed(tiny_bundle, tmp_path):
     copy = shutil.copytree(tiny_bundle.path, tmp_path / "copy")
     damage(copy / "catalog.arrow")
@@ -287,6 +317,8 @@ def test_a_full_disk_is_not_the_stores_fault(tiny_bundle, tmp_path, monkeypatch)
     [
         ("nosuchscheme://bucket/x", "nosuchscheme"),
         ("file://host/path", "three slashes"),
+        ("file://", "three slashes"),
+        ("", "is empty"),
         ("adl://x/y", "adlfs|adl"),
     ],
 )
