@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import grpc
+from pydantic import Field, TypeAdapter, ValidationError
 
-from mach.errors import ConfigError, MachError, VersionMismatch, from_status
+from mach.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    MachError,
+    Overloaded,
+    UserError,
+    VersionMismatch,
+    from_status,
+)
 from mach.files import write_atomically
 from mach.tls import ClientTls
 from mach.v1 import admin_pb2, admin_pb2_grpc
 
-__all__ = ["AdminPort", "FleetAdmin", "HeldBundle", "read_fleet_file", "write_fleet_file"]
+__all__ = [
+    "AdminPort",
+    "FleetAdmin",
+    "HeldBundle",
+    "check_fleet_file",
+    "read_fleet_file",
+    "remove_fleet_file",
+    "write_fleet_file",
+]
 
 
 @dataclass(frozen=True)
@@ -45,9 +62,51 @@ class HeldBundle:
     active: bool
 
 
+_FLEET_FILE = TypeAdapter(Annotated[list[AdminPort], Field(min_length=1)])
+
+
+def check_fleet_file(path: Path) -> None:
+    """Make sure that a fleet may write its file here: nothing is there, or a dead fleet's file.
+
+    Raises:
+        ConfigError: if it is another file, or of a fleet that still runs.
+    """
+    if not path.exists():
+        return
+    if not path.is_file():  # a pipe would be read for ever
+        raise ConfigError(f"{path} is not a file of `mach serve --fleet-file`")
+    for port in read_fleet_file(path):
+        if _answers(port):
+            raise ConfigError(
+                f"{path} is the file of a fleet that still runs: {port.name} answers at "
+                f"{port.address}"
+            )
+
+
+def _answers(port: AdminPort) -> bool:
+    """Whether a server of a fleet is there; one that is only slow is one."""
+    try:
+        FleetAdmin([replace(port, tls=False)], timeout=2.0).loaded()
+    except MachError as error:
+        return isinstance(error, (UserError, Overloaded, DeadlineExceeded))
+    return True
+
+
 def write_fleet_file(path: Path, ports: Sequence[AdminPort]) -> None:
-    """Write where a fleet's admin ports are, atomically."""
+    """Write where a fleet's admin ports are, atomically.
+
+    Raises:
+        ConfigError: as :func:`check_fleet_file` does.
+    """
+    check_fleet_file(path)
     write_atomically(path, json.dumps([asdict(port) for port in ports], indent=1) + "\n")
+
+
+def remove_fleet_file(path: Path, ports: Sequence[AdminPort]) -> None:
+    """Remove what :func:`write_fleet_file` wrote, unless something else is there by now."""
+    with suppress(ConfigError):
+        if read_fleet_file(path) == list(ports):
+            path.unlink(missing_ok=True)
 
 
 def read_fleet_file(path: Path) -> list[AdminPort]:
@@ -57,10 +116,10 @@ def read_fleet_file(path: Path) -> list[AdminPort]:
         ConfigError: if it cannot be read or is something else.
     """
     try:
-        return [AdminPort(**entry) for entry in json.loads(path.read_text())]
+        return _FLEET_FILE.validate_json(path.read_bytes(), strict=True)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from None
-    except (TypeError, ValueError):
+    except ValidationError:
         raise ConfigError(f"{path} is not a file of `mach serve --fleet-file`") from None
 
 
