@@ -204,6 +204,8 @@ class FleetAdmin:
     def load(self, path: str, version: str = "") -> str:
         """Load a bundle on every server, one after another, beside what they serve.
 
+        A server holds two, so one on standby makes room, and stays lost if a later server refuses.
+
         Args:
             path: its directory on the servers' machines.
             version: the version expected; whatever the first server finds where not given.
@@ -214,6 +216,10 @@ class FleetAdmin:
         Raises:
             MachError: if one refuses; those that had loaded it drop it again.
         """
+        return self._load(path, version)[0]
+
+    def _load(self, path: str, version: str) -> tuple[str, list[AdminPort]]:
+        """:meth:`load`; also the servers that had not held the bundle before."""
         fresh: list[AdminPort] = []
         for port in [*self._shards, *self._aggregators]:
             try:
@@ -221,17 +227,18 @@ class FleetAdmin:
                 request = admin_pb2.LoadBundleRequest(path=path, bundle_version=version)
                 version = self._call(port, "LoadBundle", request).bundle.bundle_version
             except MachError:
-                for other in fresh:
-                    self._attempt(
-                        other,
-                        "UnloadBundle",
-                        admin_pb2.UnloadBundleRequest(bundle_version=version),
-                    )
+                self._unload(fresh, version)
                 raise
             if version not in [bundle.bundle_version for bundle in before.bundles]:
                 fresh.append(port)
             self._on_event(f"{port.name}: loaded")
-        return version
+        return version, fresh
+
+    def _unload(self, ports: Sequence[AdminPort], version: str) -> None:
+        request = admin_pb2.UnloadBundleRequest(bundle_version=version)
+        for port in ports:
+            if self._attempt(port, "UnloadBundle", request):
+                self._on_event(f"{port.name}: unloaded")
 
     def activate(self, version: str) -> str:
         """Make a bundle that every server holds the active one.
@@ -266,12 +273,45 @@ class FleetAdmin:
         return before.pop()
 
     def switch(self, path: str, version: str = "") -> tuple[str, str]:
-        """:meth:`load` and :meth:`activate`; the former version and the new one."""
-        version = self.load(path, version)
-        return self.activate(version), version
+        """:meth:`load` and :meth:`activate`; the former version and the new one.
 
-    def _attempt(self, port: AdminPort, method: str, request: Any) -> None:
+        Raises:
+            ConfigError: if the ports of the aggregators or those of the shards are missing.
+            MachError: if a server refuses; what was loaded for this is dropped again.
+        """
+        if not self._aggregators or not self._shards:
+            raise ConfigError(
+                "a switch needs all servers of the fleet: give both --aggregators and --shards"
+            )
+        version, fresh = self._load(path, version)
+        try:
+            return self.activate(version), version
+        except MachError:
+            if not self._may_be_active(version):
+                self._unload(fresh, version)
+            raise
+
+    def _may_be_active(self, version: str) -> bool:
+        """Whether an aggregator may still ask shards for it: one that could not change back."""
+        try:
+            answers = [
+                self._call(port, "DescribeBundles", admin_pb2.DescribeBundlesRequest())
+                for port in self._aggregators
+            ]
+        except MachError as error:
+            self._on_event(f"{version[:12]} stays loaded: {error}")
+            return True
+        return version in [
+            bundle.bundle_version
+            for answer in answers
+            for bundle in answer.bundles
+            if bundle.active
+        ]
+
+    def _attempt(self, port: AdminPort, method: str, request: Any) -> bool:
         try:
             self._call(port, method, request)
         except MachError as error:
             self._on_event(str(error))
+            return False
+        return True

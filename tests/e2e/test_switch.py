@@ -115,6 +115,23 @@ def test_a_server_that_is_away_is_named_and_nothing_changes(fleet, bundles):
     assert {name: held[0].version for name, held in after.items()} == active
 
 
+def test_a_bundle_that_the_aggregator_refuses_is_dropped_everywhere(mach, fleet, bundles):
+    larger = make_bundle(bundles[0].path.parent / "larger", num_repetitions=6, seed=4)
+    admin = FleetAdmin(fleet.admin_ports)
+    before = admin.loaded()
+    with pytest.raises(UserError, match=r"aggregator: .*hold 4 of the 6"):
+        mach("switch", larger.path)
+    after = admin.loaded()
+    # What was on standby had to make room for it.
+    assert after == {name: held[:1] for name, held in before.items()}
+    # Where it was loaded before, it stays.
+    admin.load(str(larger.path))
+    before = admin.loaded()
+    with pytest.raises(UserError, match="hold 4 of the 6"):
+        mach("switch", larger.path)
+    assert admin.loaded() == before
+
+
 def test_a_fleet_file_takes_the_place_of_a_dead_fleets_alone(fleet, tmp_path):
     file = tmp_path / "fleet.json"
     dead = [AdminPort("shard 0", "127.0.0.1:1", False)]
@@ -173,6 +190,9 @@ def test_mistakes_are_named(tmp_path):
     command.register(app)
     for arguments, message in (
         (["switch", "x"], "give --fleet-file"),
+        (["switch", "x", "--shards", "127.0.0.1:1"], "both --aggregators and --shards"),
+        (["switch", "x", "--aggregators", "127.0.0.1:1"], "both --aggregators and --shards"),
+        (["switch", "x", "--aggregators", "h:1", "--shards", ","], "both --aggregators and"),
         (["loaded", "--shards", "nonsense"], "--shards: 'nonsense' is not HOST:PORT"),
     ):
         with pytest.raises(ConfigError, match=message):
