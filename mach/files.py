@@ -28,17 +28,30 @@ def check_target(field: str, path: Path) -> None:
 
 
 @contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """What goes wrong with the file beside ``path`` is told of ``path``, which people know."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A file beside ``path`` to write to; at the end flushed and renamed to it, else removed."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    with _naming(path):
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(descriptor)
     draft = Path(name)
     try:
         yield draft
-        with draft.open("rb+") as file:
-            os.fsync(file.fileno())
-        draft.chmod(0o644)
-        draft.replace(path)
+        with _naming(path):
+            with draft.open("rb+") as file:
+                os.fsync(file.fileno())
+            draft.chmod(0o644)
+            draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
 
@@ -50,16 +63,20 @@ def write_atomically(path: Path, content: str | bytes, *, mode: int = 0o644) -> 
         path: where to.
         content: what; text as UTF-8.
         mode: permissions of the file.
+
+    Raises:
+        OSError: if ``path`` cannot be written; its ``filename`` is ``path``.
     """
     data = content.encode() if isinstance(content, str) else content
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(mode)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with _naming(path):
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).chmod(mode)
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise

@@ -83,7 +83,7 @@ def register(app: typer.Typer) -> None:
         """Publish a bundle as STORE/VERSION and print where it is.
 
         The manifest goes last, so a bundle that has one is complete. What is there already is
-        not sent again.
+        read and hashed: what is intact is not sent again, the rest is replaced.
         """
         from mach.bundle import Bundle
         from mach.store import push as push_bundle

@@ -94,7 +94,8 @@ def register(bundle_app: typer.Typer) -> None:
 
         The bundle is loaded, verified and warmed up beside the active one on every server; only
         then do the aggregators change to it, each at once. No answer mixes two versions. If a
-        server refuses the bundle, the fleet goes on with the one it has.
+        server refuses the bundle, the fleet goes on with the one it has, and the new one is dropped
+        where it was loaded. A server holds two bundles: loading one drops what was on standby.
         """
         how = make_tls(tls, tls_ca, tls_certificate, tls_key, tls_server_name)
         admin = _admin(fleet_file, aggregators, shards, how, token_file)

@@ -68,7 +68,7 @@ def register(app: typer.Typer) -> None:
         fleet_file: Path = typer.Option(
             None,
             help="Give the servers admin ports on loopback and write them here, for "
-            "`mach bundle switch --fleet-file`.",
+            "`mach bundle switch --fleet-file`; removed at the end.",
         ),
         bundle_root: Path = typer.Option(
             None, help="Where other bundles may be loaded from; default: beside the first."
@@ -83,10 +83,16 @@ def register(app: typer.Typer) -> None:
         from mach.errors import ConfigError
         from mach.fleet import LocalFleet
         from mach.fleet.prometheus import LocalPrometheus
-        from mach.fleet.switching import write_fleet_file
+        from mach.fleet.switching import (
+            check_fleet_file,
+            remove_fleet_file,
+            write_fleet_file,
+        )
 
         if bundle_root is not None and fleet_file is None:
             raise ConfigError("--bundle-root needs --fleet-file as well")
+        if fleet_file is not None:
+            check_fleet_file(fleet_file)  # before the time that a start takes
         root = () if bundle_root is None else ("--bundle-root", str(bundle_root.absolute()))
         secure = [
             argument
@@ -116,9 +122,10 @@ def register(app: typer.Typer) -> None:
         prometheus = None
         with err.status("starting the fleet"):
             fleet.start()
+        ports = fleet.admin_ports
         try:
             if fleet_file is not None:
-                write_fleet_file(fleet_file, fleet.admin_ports)
+                write_fleet_file(fleet_file, ports)
             if monitoring is not None:
                 prometheus = LocalPrometheus(
                     fleet, fleet.directory / "prometheus", listen=monitoring
@@ -139,5 +146,5 @@ def register(app: typer.Typer) -> None:
                     prometheus.stop()
                 fleet.stop()
                 if fleet_file is not None:
-                    fleet_file.unlink(missing_ok=True)
+                    remove_fleet_file(fleet_file, ports)
         err.print("stopped")

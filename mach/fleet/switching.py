@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import grpc
+from pydantic import Field, TypeAdapter, ValidationError
 
-from mach.errors import ConfigError, MachError, VersionMismatch, from_status
+from mach.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    MachError,
+    Overloaded,
+    UserError,
+    VersionMismatch,
+    from_status,
+)
 from mach.files import write_atomically
 from mach.tls import ClientTls
 from mach.v1 import admin_pb2, admin_pb2_grpc
 
-__all__ = ["AdminPort", "FleetAdmin", "HeldBundle", "read_fleet_file", "write_fleet_file"]
+__all__ = [
+    "AdminPort",
+    "FleetAdmin",
+    "HeldBundle",
+    "check_fleet_file",
+    "read_fleet_file",
+    "remove_fleet_file",
+    "write_fleet_file",
+]
 
 
 @dataclass(frozen=True)
@@ -45,9 +62,51 @@ class HeldBundle:
     active: bool
 
 
+_FLEET_FILE = TypeAdapter(Annotated[list[AdminPort], Field(min_length=1)])
+
+
+def check_fleet_file(path: Path) -> None:
+    """Make sure that a fleet may write its file here: nothing is there, or a dead fleet's file.
+
+    Raises:
+        ConfigError: if it is another file, or of a fleet that still runs.
+    """
+    if not path.exists():
+        return
+    if not path.is_file():  # a pipe would be read for ever
+        raise ConfigError(f"{path} is not a file of `mach serve --fleet-file`")
+    for port in read_fleet_file(path):
+        if _answers(port):
+            raise ConfigError(
+                f"{path} is the file of a fleet that still runs: {port.name} answers at "
+                f"{port.address}"
+            )
+
+
+def _answers(port: AdminPort) -> bool:
+    """Whether a server of a fleet is there; one that is only slow is one."""
+    try:
+        FleetAdmin([replace(port, tls=False)], timeout=2.0).loaded()
+    except MachError as error:
+        return isinstance(error, (UserError, Overloaded, DeadlineExceeded))
+    return True
+
+
 def write_fleet_file(path: Path, ports: Sequence[AdminPort]) -> None:
-    """Write where a fleet's admin ports are, atomically."""
+    """Write where a fleet's admin ports are, atomically.
+
+    Raises:
+        ConfigError: as :func:`check_fleet_file` does.
+    """
+    check_fleet_file(path)
     write_atomically(path, json.dumps([asdict(port) for port in ports], indent=1) + "\n")
+
+
+def remove_fleet_file(path: Path, ports: Sequence[AdminPort]) -> None:
+    """Remove what :func:`write_fleet_file` wrote, unless something else is there by now."""
+    with suppress(ConfigError):
+        if read_fleet_file(path) == list(ports):
+            path.unlink(missing_ok=True)
 
 
 def read_fleet_file(path: Path) -> list[AdminPort]:
@@ -57,10 +116,10 @@ def read_fleet_file(path: Path) -> list[AdminPort]:
         ConfigError: if it cannot be read or is something else.
     """
     try:
-        return [AdminPort(**entry) for entry in json.loads(path.read_text())]
+        return _FLEET_FILE.validate_json(path.read_bytes(), strict=True)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from None
-    except (TypeError, ValueError):
+    except ValidationError:
         raise ConfigError(f"{path} is not a file of `mach serve --fleet-file`") from None
 
 
@@ -145,6 +204,8 @@ class FleetAdmin:
     def load(self, path: str, version: str = "") -> str:
         """Load a bundle on every server, one after another, beside what they serve.
 
+        A server holds two, so one on standby makes room, and stays lost if a later server refuses.
+
         Args:
             path: its directory on the servers' machines.
             version: the version expected; whatever the first server finds where not given.
@@ -155,6 +216,10 @@ class FleetAdmin:
         Raises:
             MachError: if one refuses; those that had loaded it drop it again.
         """
+        return self._load(path, version)[0]
+
+    def _load(self, path: str, version: str) -> tuple[str, list[AdminPort]]:
+        """:meth:`load`; also the servers that had not held the bundle before."""
         fresh: list[AdminPort] = []
         for port in [*self._shards, *self._aggregators]:
             try:
@@ -162,17 +227,18 @@ class FleetAdmin:
                 request = admin_pb2.LoadBundleRequest(path=path, bundle_version=version)
                 version = self._call(port, "LoadBundle", request).bundle.bundle_version
             except MachError:
-                for other in fresh:
-                    self._attempt(
-                        other,
-                        "UnloadBundle",
-                        admin_pb2.UnloadBundleRequest(bundle_version=version),
-                    )
+                self._unload(fresh, version)
                 raise
             if version not in [bundle.bundle_version for bundle in before.bundles]:
                 fresh.append(port)
             self._on_event(f"{port.name}: loaded")
-        return version
+        return version, fresh
+
+    def _unload(self, ports: Sequence[AdminPort], version: str) -> None:
+        request = admin_pb2.UnloadBundleRequest(bundle_version=version)
+        for port in ports:
+            if self._attempt(port, "UnloadBundle", request):
+                self._on_event(f"{port.name}: unloaded")
 
     def activate(self, version: str) -> str:
         """Make a bundle that every server holds the active one.
@@ -207,12 +273,45 @@ class FleetAdmin:
         return before.pop()
 
     def switch(self, path: str, version: str = "") -> tuple[str, str]:
-        """:meth:`load` and :meth:`activate`; the former version and the new one."""
-        version = self.load(path, version)
-        return self.activate(version), version
+        """:meth:`load` and :meth:`activate`; the former version and the new one.
 
-    def _attempt(self, port: AdminPort, method: str, request: Any) -> None:
+        Raises:
+            ConfigError: if the ports of the aggregators or those of the shards are missing.
+            MachError: if a server refuses; what was loaded for this is dropped again.
+        """
+        if not self._aggregators or not self._shards:
+            raise ConfigError(
+                "a switch needs all servers of the fleet: give both --aggregators and --shards"
+            )
+        version, fresh = self._load(path, version)
+        try:
+            return self.activate(version), version
+        except MachError:
+            if not self._may_be_active(version):
+                self._unload(fresh, version)
+            raise
+
+    def _may_be_active(self, version: str) -> bool:
+        """Whether an aggregator may still ask shards for it: one that could not change back."""
+        try:
+            answers = [
+                self._call(port, "DescribeBundles", admin_pb2.DescribeBundlesRequest())
+                for port in self._aggregators
+            ]
+        except MachError as error:
+            self._on_event(f"{version[:12]} stays loaded: {error}")
+            return True
+        return version in [
+            bundle.bundle_version
+            for answer in answers
+            for bundle in answer.bundles
+            if bundle.active
+        ]
+
+    def _attempt(self, port: AdminPort, method: str, request: Any) -> bool:
         try:
             self._call(port, method, request)
         except MachError as error:
             self._on_event(str(error))
+            return False
+        return True

@@ -159,13 +159,15 @@ def open_location(location: str) -> Location:
     """The place a path or URL names; nothing is asked of it yet.
 
     Raises:
-        ConfigError: if the scheme is not known or its package is not installed.
+        ConfigError: if it is empty, the scheme is not known or its package is not installed.
     """
+    if not location:
+        raise ConfigError("the location of a store or bundle is empty: give a path or a URL")
     if "://" not in location:
         return _Directory(Path(location), location)
     parts = urlsplit(location)
     if parts.scheme == "file":
-        if parts.netloc not in ("", "localhost"):
+        if parts.netloc not in ("", "localhost") or not parts.path:
             raise ConfigError(f"{location}: a file:// URL has three slashes, file:///path")
         return _Directory(Path(unquote(parts.path)), location)
     try:

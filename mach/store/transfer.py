@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +21,7 @@ from mach.bundle import (
     hash_file,
     parse_manifest,
 )
-from mach.errors import BundleError, ConfigError, Unavailable
+from mach.errors import BundleError, ConfigError, InvalidInput, Unavailable
 from mach.files import write_atomically
 from mach.store.locations import Location, open_location
 
@@ -30,6 +31,7 @@ _BLOCK = 1 << 20
 #: A partial file that nobody has written to for so long was left by a process that died.
 _ABANDONED_SECONDS = 3600.0
 _PART = ".part"
+_VERSION = re.compile(r"[0-9a-f]{64}")
 
 Progress = Callable[[str, int, int], None]
 
@@ -41,8 +43,8 @@ def _no_progress(name: str, done: int, total: int) -> None:
 def push(bundle: Bundle, store: str, *, workers: int = 4, progress: Progress = _no_progress) -> str:
     """Publish a bundle as ``store/<version>``.
 
-    Files that are there already with the same length are kept: they are named for their
-    content by the version above them. The manifest goes last.
+    Files that are there already are read and hashed: those that are intact are kept, others
+    replaced. The manifest goes last.
 
     Args:
         bundle: what to publish; every file is hashed first.
@@ -59,36 +61,49 @@ def push(bundle: Bundle, store: str, *, workers: int = 4, progress: Progress = _
         ConfigError: if the URL cannot be understood.
         Unavailable: if the store does not take it.
     """
-    bundle.verify(bundle.manifest.files)
     target = open_location(store).child(bundle.version)
-    files = {name: entry.size for name, entry in bundle.manifest.files.items()}
-    manifest_path = bundle.path / MANIFEST_FILE
-    if _published(target, bundle.manifest):
-        return target.name
-    for name, size in files.items():
-        progress(name, 0, size)
+    bundle.verify(bundle.manifest.files)
+    published = _has_manifest(target, bundle.version)
+    files = bundle.manifest.files
+    for name, entry in files.items():
+        progress(name, 0, entry.size)
 
     def copy(name: str) -> None:
-        if target.size(name) != files[name]:
+        entry = files[name]
+        if not _holds(target, name, entry):
             target.put(bundle.path / name, name)
-            if (size := target.size(name)) != files[name]:
-                raise Unavailable(f"{target.name}/{name} has {size} bytes after {files[name]}")
-        progress(name, files[name], files[name])
+            if (size := target.size(name)) != entry.size:
+                raise Unavailable(f"{target.name}/{name} has {size} bytes after {entry.size}")
+        progress(name, entry.size, entry.size)
 
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(copy, files))
-    target.put(manifest_path, MANIFEST_FILE)
+    if not published:
+        target.put(bundle.path / MANIFEST_FILE, MANIFEST_FILE)
     return target.name
 
 
-def _published(target: Location, manifest: Manifest) -> bool:
-    """Whether the bundle is there; a manifest of another version there is an error."""
+def _has_manifest(target: Location, version: str) -> bool:
+    """Whether a manifest is there that can be read; one of another version is an error."""
     if target.size(MANIFEST_FILE) is None:
         return False
-    there = _read_manifest(target)
-    if there.version != manifest.version:
+    try:
+        there = _read_manifest(target)
+    except BundleError:  # damaged: the bundle's own takes its place
+        return False
+    if there.version != version:
         raise BundleError(f"{target.name} holds version {there.version} under the wrong name")
-    return all(target.size(name) == entry.size for name, entry in there.files.items())
+    return True
+
+
+def _holds(location: Location, name: str, entry: FileEntry) -> bool:
+    """Whether a file is there with this content: its length alone does not tell."""
+    if location.size(name) != entry.size:
+        return False
+    digest = hashlib.sha256()
+    for block in _blocks(location, name, entry.size):
+        digest.update(block)
+    return digest.hexdigest() == entry.sha256
 
 
 def _read_manifest(location: Location) -> Manifest:
@@ -128,11 +143,14 @@ def fetch(
         The bundle's directory, for :meth:`Bundle.open`.
 
     Raises:
+        InvalidInput: if ``version`` is not a version's 64 hexadecimal digits.
         BundleError: if there is no bundle, or not this version, or a file is not what the
             manifest says.
         ConfigError: if the URL cannot be understood.
         Unavailable: if the store does not answer.
     """
+    if version is not None and not _VERSION.fullmatch(version):
+        raise InvalidInput("version", f"{version[:80]!r} is not 64 hexadecimal digits (0-9, a-f)")
     source = open_location(location)
     manifest = _cached_manifest(cache, version) or _read_manifest(source)
     if version is not None and manifest.version != version:
@@ -158,6 +176,7 @@ def fetch(
 
 
 def _cached_manifest(cache: Path, version: str | None) -> Manifest | None:
+    """What the cache holds of the version; a damaged one is written over at the end."""
     if version is None:
         return None
     path = cache / version / MANIFEST_FILE
@@ -165,8 +184,6 @@ def _cached_manifest(cache: Path, version: str | None) -> Manifest | None:
         manifest = parse_manifest(path.read_bytes(), str(path))
         if manifest.version == version:
             return manifest
-    with contextlib.suppress(OSError):
-        path.unlink()  # damaged: the one fetched now takes its place
     return None
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -11,6 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from mach.cli import bundle as command
+from mach.cli import serve
 from mach.client import MachClient
 from mach.errors import ConfigError, MachError, UserError
 from mach.fleet import LocalFleet
@@ -18,6 +21,7 @@ from mach.fleet.switching import (
     AdminPort,
     FleetAdmin,
     read_fleet_file,
+    remove_fleet_file,
     write_fleet_file,
 )
 from tests.bundles import make_bundle
@@ -111,6 +115,66 @@ def test_a_server_that_is_away_is_named_and_nothing_changes(fleet, bundles):
     assert {name: held[0].version for name, held in after.items()} == active
 
 
+def test_a_bundle_that_the_aggregator_refuses_is_dropped_everywhere(mach, fleet, bundles):
+    larger = make_bundle(bundles[0].path.parent / "larger", num_repetitions=6, seed=4)
+    admin = FleetAdmin(fleet.admin_ports)
+    before = admin.loaded()
+    with pytest.raises(UserError, match=r"aggregator: .*hold 4 of the 6"):
+        mach("switch", larger.path)
+    after = admin.loaded()
+    # What was on standby had to make room for it.
+    assert after == {name: held[:1] for name, held in before.items()}
+    # Where it was loaded before, it stays.
+    admin.load(str(larger.path))
+    before = admin.loaded()
+    with pytest.raises(UserError, match="hold 4 of the 6"):
+        mach("switch", larger.path)
+    assert admin.loaded() == before
+
+
+def test_a_fleet_file_takes_the_place_of_a_dead_fleets_alone(fleet, tmp_path):
+    file = tmp_path / "fleet.json"
+    dead = [AdminPort("shard 0", "127.0.0.1:1", False)]
+    write_fleet_file(file, dead)
+    write_fleet_file(file, fleet.admin_ports)
+    with pytest.raises(ConfigError, match="still runs: aggregator answers at 127"):
+        write_fleet_file(file, dead)
+    remove_fleet_file(file, dead)
+    assert read_fleet_file(file) == fleet.admin_ports
+    remove_fleet_file(file, fleet.admin_ports)
+    assert not file.exists()
+    remove_fleet_file(file, fleet.admin_ports)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "[[]]", '{"mine": 1}', "dear diary", "\xff"])
+def test_serve_writes_over_no_other_file(tmp_path, content):
+    file = tmp_path / "notes"
+    file.write_text(content, encoding="latin-1")
+    app = typer.Typer()
+    serve.register(app)
+    for path in (file, tmp_path):
+        with pytest.raises(ConfigError, match=f"{path} is not a file of"):
+            CliRunner().invoke(app, ["x", "--fleet-file", str(path)], catch_exceptions=False)
+    assert file.read_text(encoding="latin-1") == content
+
+
+def test_serve_removes_its_fleet_file_and_no_other(bundles, tmp_path):
+    files = [tmp_path / "left.json", tmp_path / "changed.json"]
+    for file in files:
+        command = ["-m", "mach", "serve", str(bundles[0].path), "--fleet-file", str(file)]
+        command += ["--shards", "1", "--listen", "127.0.0.1:0"]
+        with subprocess.Popen([sys.executable, *command], stderr=subprocess.DEVNULL) as process:
+            try:
+                wait_until(file.exists)
+                if file == files[1]:
+                    file.write_text("mine")
+            finally:
+                process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 0
+    assert not files[0].exists()
+    assert files[1].read_text() == "mine"
+
+
 def test_mistakes_are_named(tmp_path):
     file = tmp_path / "fleet.json"
     with pytest.raises(ConfigError, match="No such file"):
@@ -126,6 +190,9 @@ def test_mistakes_are_named(tmp_path):
     command.register(app)
     for arguments, message in (
         (["switch", "x"], "give --fleet-file"),
+        (["switch", "x", "--shards", "127.0.0.1:1"], "both --aggregators and --shards"),
+        (["switch", "x", "--aggregators", "127.0.0.1:1"], "both --aggregators and --shards"),
+        (["switch", "x", "--aggregators", "h:1", "--shards", ","], "both --aggregators and"),
         (["loaded", "--shards", "nonsense"], "--shards: 'nonsense' is not HOST:PORT"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -43,10 +43,12 @@ def test_a_bundle_goes_through_s3(tiny_bundle, tmp_path, bucket):
     bucket.put_object(Bucket="models", Key=key, Body=data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(BundleError, match=r"catalog\.arrow differs from the manifest"):
         fetch(location, tmp_path / "other")
+    push(tiny_bundle, "s3://models/bundles")
+    Bundle.open(fetch(location, tmp_path / "other")).verify()
 
     bucket.delete_object(Bucket="models", Key=f"bundles/{tiny_bundle.version}/{MANIFEST_FILE}")
     with pytest.raises(BundleError, match=r"there is no manifest\.json at s3://models/bundles/"):
-        fetch(location, tmp_path / "other")
+        fetch(location, tmp_path / "third")
 
 
 def test_a_bucket_that_is_not_there_cannot_be_pushed_to(tiny_bundle, bucket):

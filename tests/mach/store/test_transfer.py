@@ -13,7 +13,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from mach.bundle import MANIFEST_FILE, Bundle, files_for, repetition_file
+from mach.bundle import MANIFEST_FILE, Bundle, Manifest, files_for, repetition_file
 from mach.errors import BundleError, ConfigError, InvalidInput, Unavailable
 from mach.store import fetch, link, open_location, push
 
@@ -60,6 +60,36 @@ def test_a_push_that_was_cut_off_is_completed(tiny_bundle, tmp_path):
     (location / "buckets.bin").write_bytes(b"short")
     push(tiny_bundle, str(tmp_path / "store"))
     Bundle.open(location).verify()
+
+
+@pytest.mark.parametrize("name", ["repetition-000.onnx", MANIFEST_FILE])
+def test_a_push_mends_what_is_corrupt_and_writes_nothing_else(tiny_bundle, store, tmp_path, name):
+    target = open_location(store).child(tiny_bundle.version)
+    push(tiny_bundle, store)
+    damaged = tmp_path / "damaged"
+    damaged.write_bytes(b"#" * (tiny_bundle.path / name).stat().st_size)
+    target.put(damaged, name)
+    put: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        original = type(target).put
+        patch.setattr(
+            type(target), "put", lambda self, *file: put.append(file[1]) or original(self, *file)
+        )
+        push(tiny_bundle, store)
+    assert put == [name]
+    Bundle.open(fetch(target.name, tmp_path / "cache")).verify()
+
+
+def test_a_push_leaves_another_version_under_the_name(tiny_bundle, tmp_path):
+    there = tmp_path / "store" / tiny_bundle.version
+    fields = dict(tiny_bundle.manifest)
+    del fields["version"]
+    other = Manifest.build(**fields | {"num_classes": 1 + fields["num_classes"]}).to_json()
+    there.mkdir(parents=True)
+    (there / MANIFEST_FILE).write_text(other)
+    with pytest.raises(BundleError, match="under the wrong name"):
+        push(tiny_bundle, str(tmp_path / "store"))
+    assert contents(there) == {MANIFEST_FILE: other.encode()}
 
 
 def test_a_corrupt_bundle_is_not_pushed(tiny_bundle, tmp_path):
@@ -150,6 +180,36 @@ def test_a_damaged_cache_is_mended(tiny_bundle, tmp_path, name):
     location = push(tiny_bundle, str(tmp_path / "store"))
     path = fetch(location, tmp_path / "cache")
     (path / name).write_bytes(b"nonsense")
+    assert fetch(location, tmp_path / "cache", version=tiny_bundle.version) == path
+    Bundle.open(path).verify()
+
+
+@pytest.mark.parametrize("version", ["mine", "../mine", "", "A" * 64, "0" * 64 + "\n", "absolute"])
+def test_a_version_that_is_none_is_refused_and_costs_no_file(tiny_bundle, tmp_path, version):
+    mine = tmp_path / "mine"
+    shutil.copytree(tiny_bundle.path, mine)
+    before = contents(mine)
+    name = str(mine) if version == "absolute" else version
+    for cache in (tmp_path, tmp_path / "cache"):
+        with pytest.raises(InvalidInput, match="is not 64 hexadecimal digits"):
+            fetch(str(tmp_path / "store"), cache, version=name)
+    assert contents(mine) == before
+    assert not (tmp_path / "cache").exists()
+
+
+def test_another_versions_manifest_in_the_cache_is_replaced_not_deleted(tiny_bundle, tmp_path):
+    location = push(tiny_bundle, str(tmp_path / "store"))
+    there = tmp_path / "cache" / ("0" * 64)
+    shutil.copytree(tiny_bundle.path, there)
+    with pytest.raises(BundleError, match="not 0000"):
+        fetch(location, tmp_path / "cache", version="0" * 64)
+    Bundle.open(there).verify()
+
+    fields = dict(tiny_bundle.manifest)
+    del fields["version"]
+    other = Manifest.build(**fields | {"num_classes": 1 + fields["num_classes"]})
+    path = fetch(location, tmp_path / "cache")
+    (path / MANIFEST_FILE).write_text(other.to_json())
     assert fetch(location, tmp_path / "cache", version=tiny_bundle.version) == path
     Bundle.open(path).verify()
 
@@ -257,6 +317,8 @@ def test_a_full_disk_is_not_the_stores_fault(tiny_bundle, tmp_path, monkeypatch)
     [
         ("nosuchscheme://bucket/x", "nosuchscheme"),
         ("file://host/path", "three slashes"),
+        ("file://", "three slashes"),
+        ("", "is empty"),
         ("adl://x/y", "adlfs|adl"),
     ],
 )
