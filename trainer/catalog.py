@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
-from mach.bundle.catalog import ID_COLUMN
+from mach.bundle.catalog import ID_COLUMN, repeated_column
 from mach.errors import DataError
 from mach.hashing import MAX_CLASSES
 from trainer.interactions import SkipReport, read_interactions
@@ -32,12 +32,13 @@ def read_catalog(path: Path) -> pa.Table:
     """Read a catalog, all of it: column ``product_id`` (as text) and any others.
 
     Raises:
-        DataError: if the file cannot be read, the column is missing, or an id is missing,
-            empty or repeated; the message names the row.
+        DataError: if the file cannot be read, the column is missing, a column is repeated,
+            or an id is missing, empty or repeated; the message names the column or the row.
     """
     kind, compression = file_format(path)
     try:
         if kind == "parquet":
+            _check_columns(path, pq.read_schema(path).names)  # repeated ones are not even read
             table = pq.read_table(path)
         else:
             with open_binary(path, compression) as stream:
@@ -47,9 +48,7 @@ def read_catalog(path: Path) -> pa.Table:
     except (pa.ArrowException, OSError, EOFError) as error:
         message = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(path, f"cannot be read: {message}") from error
-    if table.column_names.count(ID_COLUMN) != 1:
-        names = ", ".join(table.column_names)
-        raise DataError(path, f"needs one column {ID_COLUMN}, and has {names}")
+    _check_columns(path, table.column_names)
     if not table.num_rows:
         raise DataError(path, "has no rows")
     if table.num_rows > MAX_CLASSES:
@@ -58,6 +57,13 @@ def read_catalog(path: Path) -> pa.Table:
     table = table.set_column(table.column_names.index(ID_COLUMN), ID_COLUMN, ids)
     _check_text(path, table)
     return table
+
+
+def _check_columns(path: Path, names: list[str]) -> None:
+    if names.count(ID_COLUMN) != 1:
+        raise DataError(path, f"needs one column {ID_COLUMN}, and has {', '.join(names)}")
+    if (name := repeated_column(names)) is not None:
+        raise DataError(path, f"column {name!r} occurs more than once")
 
 
 def _check_text(path: Path, table: pa.Table) -> None:

@@ -44,6 +44,7 @@ def test_ids_and_titles_of_digits_stay_text(tmp_path):
         ("product_id,title\na,A\n  ,B\n", "row 2: product_id is missing"),
         ("id,title\na,A\n", "needs one column product_id, and has id, title"),
         ("product_id,product_id\na,A\n", "needs one column product_id"),
+        ("product_id,price,price\na,1,2\n", "column 'price' occurs more than once"),
         ("product_id,title\n", "has no rows"),
         ("", "is empty"),
         ("product_id,title\na,A\nb,B,C\n", "row 2: Expected 2 columns, got 3"),
@@ -62,6 +63,9 @@ def test_other_catalogs_that_cannot_be_used(tmp_path):
         pq.write_table(pa.table({"product_id": column}), path)
         with pytest.raises(DataError, match="must be text or whole numbers"):
             read_catalog(path)
+    pq.write_table(pa.table([["a"], [1], [2]], ["product_id", "price", "price"]), path)
+    with pytest.raises(DataError, match="column 'price' occurs more than once"):
+        read_catalog(path)
     pq.write_table(pa.table({"product_id": pa.array([b"a", b"\xff"]).view(pa.string())}), path)
     with pytest.raises(DataError, match="column product_id is not UTF-8 text"):
         read_catalog(path)
