@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mach.errors import DataError
-from trainer.tables import TableBatch, column_names, stream_columns
+from trainer.tables import TableBatch, column_names, file_format, stream_columns
 
 __all__ = [
     "MAX_QUERY_CHARACTERS",
@@ -103,7 +103,9 @@ def check_columns(path: Path) -> list[str]:
     if len(given) != 1:
         has = "both columns, of which one must go" if given else f"only {', '.join(names)}"
         raise DataError(path, f"needs a column product_id or product_ids, and has {has}")
-    return ["query", *given, *(["weight"] if "weight" in names else [])]
+    # Of JSON Lines the names are those of the first row, and later rows may have a weight too.
+    weighted = "weight" in names or file_format(path)[0] == "jsonl"
+    return ["query", *given, *(["weight"] if weighted else [])]
 
 
 def read_interactions(paths: Iterable[Path], report: SkipReport) -> Iterator[InteractionBatch]:

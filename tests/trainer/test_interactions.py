@@ -71,6 +71,15 @@ def test_ids_may_be_whole_numbers(tmp_path, name):
     assert flat([path]) == [("a", "7", 1.0)]
 
 
+def test_any_row_of_json_lines_may_have_a_weight(tmp_path):
+    path = tmp_path / "log.jsonl"
+    rows = [{"query": "a", "product_id": "p"}, {"query": "b", "product_id": "p", "weight": 3}]
+    assert flat([write_rows(path, rows)]) == [("a", "p", 1.0), ("b", "p", 3.0)]
+    write_rows(path, [*rows, {"query": "c", "product_id": "p", "weight": -5}])
+    with pytest.raises(DataError, match=r"row 3: weight is -5\.0"):
+        flat([path])
+
+
 def test_json_lists_in_csv(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text('query,product_ids\na,"[""x|y"", 3]"\nb,u|v\n')
