@@ -171,6 +171,8 @@ GOOD = b"".join(b"word %d,p%d,1\n" % (i, i) for i in range(40_000))
         (b"a,b,nan\n", "weight is nan"),
         (b"a,b,NULL\n", "conversion error to double: invalid value 'NULL'"),
         (b"a,b,inf\n", "weight is inf"),
+        (b"a,b,1e308\n", "weight is 1e+308, it must be 0 or from 1e-30 to 1e+18"),
+        (b"a,b,5e-324\n", "weight is 5e-324"),
         (b"a\xff,b,1\n", "invalid UTF8 data"),
         (b"a,\xc3\x28,1\n", "invalid UTF8 data"),
     ],
