@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
-from mach.bundle.catalog import ID_COLUMN
+from mach.bundle.catalog import ID_COLUMN, repeated_column
 from mach.errors import DataError
 from mach.hashing import MAX_CLASSES
 from trainer.interactions import SkipReport, read_interactions
@@ -24,6 +24,8 @@ from trainer.tables import DELIMITERS, csv_error, file_format, json_rows, open_b
 __all__ = ["TITLE_COLUMN", "ClassIndex", "catalog_from_log", "read_catalog"]
 
 _CHUNK = 65_536
+#: Digits that begin with a zero; Arrow reads a number with blanks around it.
+_LEADING_ZERO = r"^\s*0[0-9]+\s*$"
 #: Shown with results, and used as a training query.
 TITLE_COLUMN = "title"
 
@@ -32,24 +34,23 @@ def read_catalog(path: Path) -> pa.Table:
     """Read a catalog, all of it: column ``product_id`` (as text) and any others.
 
     Raises:
-        DataError: if the file cannot be read, the column is missing, or an id is missing,
-            empty or repeated; the message names the row.
+        DataError: if the file cannot be read, the column is missing, a column is repeated,
+            or an id is missing, empty or repeated; the message names the column or the row.
     """
     kind, compression = file_format(path)
     try:
         if kind == "parquet":
+            _check_columns(path, pq.read_schema(path).names)  # repeated ones are not even read
             table = pq.read_table(path)
-        else:
+        elif kind == "jsonl":
             with open_binary(path, compression) as stream:
-                table = (
-                    _read_jsonl(path, stream) if kind == "jsonl" else _read_csv(path, stream, kind)
-                )
+                table = _read_jsonl(path, stream)
+        else:
+            table = _read_csv(path, kind, compression)
     except (pa.ArrowException, OSError, EOFError) as error:
         message = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(path, f"cannot be read: {message}") from error
-    if table.column_names.count(ID_COLUMN) != 1:
-        names = ", ".join(table.column_names)
-        raise DataError(path, f"needs one column {ID_COLUMN}, and has {names}")
+    _check_columns(path, table.column_names)
     if not table.num_rows:
         raise DataError(path, "has no rows")
     if table.num_rows > MAX_CLASSES:
@@ -58,6 +59,13 @@ def read_catalog(path: Path) -> pa.Table:
     table = table.set_column(table.column_names.index(ID_COLUMN), ID_COLUMN, ids)
     _check_text(path, table)
     return table
+
+
+def _check_columns(path: Path, names: list[str]) -> None:
+    if names.count(ID_COLUMN) != 1:
+        raise DataError(path, f"needs one column {ID_COLUMN}, and has {', '.join(names)}")
+    if (name := repeated_column(names)) is not None:
+        raise DataError(path, f"column {name!r} occurs more than once")
 
 
 def _check_text(path: Path, table: pa.Table) -> None:
@@ -73,20 +81,42 @@ def _check_text(path: Path, table: pa.Table) -> None:
                 raise DataError(path, f"column {name} is not UTF-8 text: {error}") from error
 
 
-def _read_csv(path: Path, stream: pa.NativeFile, kind: str) -> pa.Table:
+def _read_csv(path: Path, kind: str, compression: str | None) -> pa.Table:
+    table = _parse_csv(path, kind, compression, [ID_COLUMN, TITLE_COLUMN])
+    _check_columns(path, table.column_names)
+    numbers = [
+        field.name
+        for field in table.schema
+        if pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
+    ]
+    if not numbers:
+        return table
+    written = _parse_csv(path, kind, compression, numbers, include=numbers)
+    for name in numbers:  # 00112 is a code, which as a number would lose its zeros
+        if pc.any(pc.match_substring_regex(written[name], _LEADING_ZERO)).as_py():
+            table = table.set_column(table.column_names.index(name), name, written[name])
+    return table
+
+
+def _parse_csv(
+    path: Path, kind: str, compression: str | None, texts: list[str], include: Sequence[str] = ()
+) -> pa.Table:
+    """The columns ``include``, by default all; ``texts`` as text, others of the type they show."""
     try:
-        return pyarrow.csv.read_csv(
-            stream,
-            read_options=pyarrow.csv.ReadOptions(use_threads=False),  # so that errors tell rows
-            parse_options=pyarrow.csv.ParseOptions(
-                delimiter=DELIMITERS[kind], newlines_in_values=True
-            ),
-            convert_options=pyarrow.csv.ConvertOptions(
-                column_types={ID_COLUMN: pa.string(), TITLE_COLUMN: pa.string()},
-                strings_can_be_null=True,
-                null_values=[""],
-            ),
-        )
+        with open_binary(path, compression) as stream:
+            return pyarrow.csv.read_csv(
+                stream,
+                read_options=pyarrow.csv.ReadOptions(use_threads=False),  # so that errors tell rows
+                parse_options=pyarrow.csv.ParseOptions(
+                    delimiter=DELIMITERS[kind], newlines_in_values=True
+                ),
+                convert_options=pyarrow.csv.ConvertOptions(
+                    include_columns=list(include),
+                    column_types=dict.fromkeys(texts, pa.string()),
+                    strings_can_be_null=True,
+                    null_values=[""],
+                ),
+            )
     except pa.ArrowInvalid as error:
         raise csv_error(path, str(error), 1) from error
 

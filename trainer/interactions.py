@@ -1,8 +1,8 @@
 """Interactions, who searched for what and took which product, as clean batches.
 
 What is wrong is either an error that names file and row (a row that cannot be parsed, text
-that is not UTF-8, a weight that is negative or no number), or skipped and counted in a
-:class:`SkipReport` (no query, no product, weight 0). ``docs/training.md`` has the table.
+that is not UTF-8, a weight that is negative, no number or out of range), or skipped and counted
+in a :class:`SkipReport` (no query, no product, weight 0). ``docs/training.md`` has the table.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mach.errors import DataError
-from trainer.tables import TableBatch, column_names, stream_columns
+from trainer.settings import MAX_WEIGHT, MIN_WEIGHT
+from trainer.tables import TableBatch, column_names, file_format, stream_columns
 
 __all__ = [
     "MAX_QUERY_CHARACTERS",
@@ -122,7 +123,9 @@ def check_columns(path: Path) -> list[str]:
     if len(given) != 1:
         has = "both columns, of which one must go" if given else f"only {', '.join(names)}"
         raise DataError(path, f"needs a column product_id or product_ids, and has {has}")
-    return ["query", *given, *(["weight"] if "weight" in names else [])]
+    # Of JSON Lines the names are those of the first row, and later rows may have a weight too.
+    weighted = "weight" in names or file_format(path)[0] == "jsonl"
+    return ["query", *given, *(["weight"] if weighted else [])]
 
 
 def read_interactions(paths: Iterable[Path], report: SkipReport) -> Iterator[InteractionBatch]:
@@ -211,11 +214,13 @@ def _weights(path: Path, batch: TableBatch) -> NDArray[np.float64]:
         return np.ones(len(batch.columns["query"]))
     column = pc.fill_null(batch.columns["weight"], 1.0)
     weights: NDArray[np.float64] = column.to_numpy(zero_copy_only=False)
-    wrong = ~(np.isfinite(weights) & (weights >= 0))
+    wrong = ~((weights == 0) | ((weights >= MIN_WEIGHT) & (weights <= MAX_WEIGHT)))
     if wrong.any():
         index = int(np.argmax(wrong))
         raise DataError(
-            path, f"weight is {weights[index]}, it must be a number from 0", batch.first_row + index
+            path,
+            f"weight is {weights[index]}, it must be 0 or from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}",
+            batch.first_row + index,
         )
     return weights
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -71,8 +71,13 @@ def _prepared(job: Job, reporter: Reporter) -> Plan:
         data = PreparedData.open(directory)
     else:
         workspace.create(workspace.root)
-        with clear_message(workspace.root):
-            data = prepare(job.interactions, job.catalog, job.settings, directory, reporter)
+        try:
+            with clear_message(workspace.root):
+                data = prepare(job.interactions, job.catalog, job.settings, directory, reporter)
+        except BaseException:
+            with suppress(OSError):  # not empty: others have finished something, or are at work
+                workspace.root.rmdir()
+            raise
     buckets = job.settings.buckets or default_buckets(data.num_classes)
     check_size(data.num_features, job.settings.hidden, buckets, job.settings.quantization)
     models = workspace.models(job.settings.model_fingerprint(fingerprint))

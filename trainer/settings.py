@@ -13,7 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mach.errors import InvalidInput
 from mach.features import FeatureSettings
 
-__all__ = ["TrainSettings", "default_batch", "default_buckets"]
+__all__ = ["MAX_WEIGHT", "MIN_WEIGHT", "TrainSettings", "default_batch", "default_buckets"]
+
+#: Weights that are not 0 lie between: so no sum over a log leaves the range of float32, and no
+#: share that a row's products get of it vanishes.
+MIN_WEIGHT, MAX_WEIGHT = 1e-30, 1e18
 
 #: Fields that decide what the prepared data are.
 _DATA_FIELDS = (
@@ -31,7 +35,9 @@ _RUN_FIELDS = (
 class TrainSettings(BaseModel):
     """How to train. Every field is an option of ``mach train`` and ``python -m trainer``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     repetitions: int = Field(8, ge=1, le=1000)
     """R, independent classifiers; recall rises with R, as do size and cost."""
@@ -90,7 +96,7 @@ class TrainSettings(BaseModel):
     """Keep at most so many of them, the most frequent ones."""
     catalog_titles: bool = True
     """Use each product's title, if the catalog has any, as one more training query."""
-    title_weight: float = Field(1.0, gt=0)
+    title_weight: float = Field(1.0, ge=MIN_WEIGHT, le=MAX_WEIGHT)
     """Weight of such a query."""
     weight_power: float = Field(0.5, ge=0, le=1)
     """A query of total weight w counts as w to this power: 1 as often as asked, 0 once."""
@@ -136,6 +142,8 @@ class TrainSettings(BaseModel):
         self.features  # noqa: B018 - FeatureSettings checks its own combinations
         if not self.merge_exponents or not all(0 <= t <= 1 for t in self.merge_exponents):
             raise ValueError("merge_exponents needs one number from 0 to 1, or more")
+        if 0 < self.gradient_threshold < 1e-30:  # sums are divided by it
+            raise ValueError("gradient_threshold must be 0, or 1e-30 or more")
         if self.label_smoothing and self.loss != "softmax":
             raise ValueError("label_smoothing is only for the loss softmax")
         if self.quantization == "int4" and self.hidden % 2:

@@ -12,9 +12,14 @@ from numpy.typing import NDArray
 
 from mach.errors import BundleError, DataError
 
-__all__ = ["ID_COLUMN", "Catalog", "write_catalog"]
+__all__ = ["ID_COLUMN", "Catalog", "repeated_column", "write_catalog"]
 
 ID_COLUMN = "product_id"
+
+
+def repeated_column(names: Sequence[str]) -> str | None:
+    """The first name that two columns have, if any: asked for by name, neither can be found."""
+    return next((name for i, name in enumerate(names) if name in names[:i]), None)
 
 
 def write_catalog(path: Path, table: pa.Table) -> None:
@@ -57,7 +62,8 @@ class Catalog:
         """Map the file; nothing is read until it is asked for.
 
         Raises:
-            BundleError: if the file is not an Arrow file with a ``product_id`` column.
+            BundleError: if the file is not an Arrow file with a ``product_id`` column, or two
+                of its columns have one name.
         """
         try:
             with pa.memory_map(str(path)) as source:
@@ -66,6 +72,8 @@ class Catalog:
             raise BundleError(f"{path} cannot be read: {error}") from error
         if ID_COLUMN not in table.column_names:
             raise BundleError(f"{path} has no column {ID_COLUMN}")
+        if (name := repeated_column(table.column_names)) is not None:
+            raise BundleError(f"{path} has column {name!r} more than once")
         return cls(table)
 
     def __len__(self) -> int:

@@ -235,6 +235,15 @@ def test_missing_attributes_are_left_out(tmp_path):
     assert Catalog.open(tmp_path / CATALOG_FILE).rows([0, 1]) == [{}, {"title": "B", "price": 1.5}]
 
 
+@pytest.mark.parametrize("name", ["price", "product_id"])
+def test_a_catalog_with_a_column_twice_is_refused(tmp_path, name):
+    table = pa.table([["a"], ["A"], [1], [2]], ["product_id", "title", name, name])
+    with pa.ipc.new_file(tmp_path / CATALOG_FILE, table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(BundleError, match=f"has column '{name}' more than once"):
+        Catalog.open(tmp_path / CATALOG_FILE)
+
+
 def test_a_bundle_may_be_opened_for_some_of_its_files(bundle_dir):
     for name in ("repetition-002.onnx", BUCKETS_FILE, CATALOG_FILE):
         (bundle_dir / name).unlink()

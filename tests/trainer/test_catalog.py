@@ -36,6 +36,29 @@ def test_ids_and_titles_of_digits_stay_text(tmp_path):
     assert read_catalog(tmp_path / "c.parquet")["product_id"].to_pylist() == ["3", "10"]
 
 
+@pytest.mark.parametrize("name", ["c.csv", "c.tsv", "c.csv.gz"])
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["5", "001123", "", "3"], ["5", "001123", None, "3"]),
+        (["1.50", "00", "7", "1e3"], ["1.50", "00", "7", "1e3"]),
+        (["99999999999999999999", "01", "+5", "-3"], ["99999999999999999999", "01", "+5", "-3"]),
+        (["0", "10", "", "-3"], [0, 10, None, -3]),
+        (["0.5", "0", "", "2"], [0.5, 0.0, None, 2.0]),
+        (["00112", "A7", "", "2"], ["00112", "A7", None, "2"]),
+    ],
+)
+def test_a_csv_column_with_a_leading_zero_stays_text(tmp_path, name, values, expected):
+    rows = [
+        {"product_id": f"{i:02}", "sku": value, "title": "01", "price": i}
+        for i, value in enumerate(values)
+    ]
+    table = read_catalog(write_rows(tmp_path / name, rows))
+    assert table.to_pylist() == [
+        row | {"sku": value} for row, value in zip(rows, expected, strict=True)
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -44,6 +67,7 @@ def test_ids_and_titles_of_digits_stay_text(tmp_path):
         ("product_id,title\na,A\n  ,B\n", "row 2: product_id is missing"),
         ("id,title\na,A\n", "needs one column product_id, and has id, title"),
         ("product_id,product_id\na,A\n", "needs one column product_id"),
+        ("product_id,price,price\na,1,2\n", "column 'price' occurs more than once"),
         ("product_id,title\n", "has no rows"),
         ("", "is empty"),
         ("product_id,title\na,A\nb,B,C\n", "row 2: Expected 2 columns, got 3"),
@@ -62,6 +86,9 @@ def test_other_catalogs_that_cannot_be_used(tmp_path):
         pq.write_table(pa.table({"product_id": column}), path)
         with pytest.raises(DataError, match="must be text or whole numbers"):
             read_catalog(path)
+    pq.write_table(pa.table([["a"], [1], [2]], ["product_id", "price", "price"]), path)
+    with pytest.raises(DataError, match="column 'price' occurs more than once"):
+        read_catalog(path)
     pq.write_table(pa.table({"product_id": pa.array([b"a", b"\xff"]).view(pa.string())}), path)
     with pytest.raises(DataError, match="column product_id is not UTF-8 text"):
         read_catalog(path)

@@ -78,6 +78,9 @@ def test_parts_and_environment(command, store, tmp_path, monkeypatch):
         (["--hidden", "0"], "hidden: Input should be greater than or equal to 1"),
         (["--merge-exponents", "a,b"], "merge_exponents: 'a,b' is no list such as 0,0.5,1"),
         (["--quantization", "int3"], "quantization: "),
+        (["--title-weight", "inf"], "title_weight: Input should be a finite number"),
+        (["--title-weight", "1e308"], "title_weight: Input should be less than or equal to 1"),
+        (["--checkpoint-seconds", "nan"], "checkpoint_seconds: Input should be a finite number"),
         (["--repetition", "8"], "repetition: 8 is not from 0 to 7"),
         (["--prepare", "--collect"], "--prepare: goes alone"),
         (["--catalog", "nothing.csv"], "nothing.csv: no such file"),
@@ -98,13 +101,23 @@ def test_usage_errors(command, tmp_path, arguments):
     assert "Traceback" not in said
 
 
-def test_a_bad_row_leaves_nothing(command, tmp_path):
+@pytest.mark.parametrize("part", [[], ["--prepare"], ["--repetition", "0"], ["--collect"]])
+def test_a_bad_row_leaves_nothing(command, tmp_path, part):
     log = tmp_path / "log.csv"
     log.write_text("query,product_id\n" + "a b,p\n" * 50_000 + "broken\n")
-    code, said = command(log, "--out", tmp_path / "bundle")
+    code, said = command(log, "--out", tmp_path / "bundle", *part)
     assert code == 2
     assert said.splitlines()[1:] == [f"error: {log}, row 50001: Expected 2 columns, got 1: broken"]
     assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
+
+
+def test_a_bad_row_leaves_what_others_do_in_the_work_directory(command, tmp_path):
+    log = tmp_path / "log.csv"
+    log.write_text("query,product_id\nbroken\n")
+    other = Workspace(tmp_path / "bundle").root / ".data-other"
+    other.mkdir(parents=True)
+    assert command(log, "--out", tmp_path / "bundle", "--prepare")[0] == 2
+    assert other.is_dir()
 
 
 def test_too_little_memory_is_one_sentence(command, store, tmp_path, monkeypatch):

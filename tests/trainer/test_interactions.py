@@ -71,6 +71,15 @@ def test_ids_may_be_whole_numbers(tmp_path, name):
     assert flat([path]) == [("a", "7", 1.0)]
 
 
+def test_any_row_of_json_lines_may_have_a_weight(tmp_path):
+    path = tmp_path / "log.jsonl"
+    rows = [{"query": "a", "product_id": "p"}, {"query": "b", "product_id": "p", "weight": 3}]
+    assert flat([write_rows(path, rows)]) == [("a", "p", 1.0), ("b", "p", 3.0)]
+    write_rows(path, [*rows, {"query": "c", "product_id": "p", "weight": -5}])
+    with pytest.raises(DataError, match=r"row 3: weight is -5\.0"):
+        flat([path])
+
+
 def test_json_lists_in_csv(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text('query,product_ids\na,"[""x|y"", 3]"\nb,u|v\n')
@@ -162,6 +171,8 @@ GOOD = b"".join(b"word %d,p%d,1\n" % (i, i) for i in range(40_000))
         (b"a,b,nan\n", "weight is nan"),
         (b"a,b,NULL\n", "conversion error to double: invalid value 'NULL'"),
         (b"a,b,inf\n", "weight is inf"),
+        (b"a,b,1e308\n", "weight is 1e+308, it must be 0 or from 1e-30 to 1e+18"),
+        (b"a,b,5e-324\n", "weight is 5e-324"),
         (b"a\xff,b,1\n", "invalid UTF8 data"),
         (b"a,\xc3\x28,1\n", "invalid UTF8 data"),
     ],

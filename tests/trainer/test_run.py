@@ -17,7 +17,7 @@ from trainer import collect, finish, repetition
 from trainer.interactions import read_queries
 from trainer.progress import Reporter
 from trainer.run import collect_bundle, prepare_data, train, train_one
-from trainer.settings import TrainSettings, default_buckets
+from trainer.settings import MAX_WEIGHT, MIN_WEIGHT, TrainSettings, default_buckets
 from trainer.workspace import Workspace
 
 
@@ -282,6 +282,21 @@ def test_duplicates_and_weights_add_up(job, tmp_path, silent):
     assert versions[0] == versions[1]
 
 
+def test_the_largest_and_smallest_weights_train(job, tmp_path, silent):
+    queries = [f"word{i % 50} other{i % 7}" for i in range(700)]
+    products = [f"p{i % 50}" for i in range(700)]
+    settings = {"catalog": None, "settings": job.settings.model_copy(update={"weight_power": 1.0})}
+    for name, weights in {
+        "large": [MAX_WEIGHT] * 700,
+        "small": [MIN_WEIGHT] * 700,
+        "both": [MIN_WEIGHT, MAX_WEIGHT] * 350,
+    }.items():
+        log = write(tmp_path / f"{name}.parquet", queries, products, weight=weights)
+        train(replace(job, interactions=[log], out=tmp_path / name, **settings), silent)
+        losses = Bundle.open(tmp_path / name).manifest.training["repetitions"]
+        assert "nan" not in json.dumps(losses).lower(), name
+
+
 def test_titles_are_queries_where_there_are_any(job, store, silent, tmp_path):
     without = with_settings(job, catalog_titles=False)
     plain = train(without, silent).training["data"]["queries"]
@@ -378,6 +393,9 @@ def test_divergence_is_named(job, silent, monkeypatch):
         ({"affix_lengths": (7, 5)}, "affix_lengths must increase"),
         ({"char_ngrams_min": 6}, "char_ngrams_min and char_ngrams_max must be a range"),
         ({"device": "tpu"}, "device: "),
+        ({"title_weight": float("inf")}, "title_weight: Input should be a finite number"),
+        ({"merge_exponents": (float("nan"),)}, "merge_exponents"),
+        ({"gradient_threshold": 1e-310}, "gradient_threshold must be 0, or"),
     ],
 )
 def test_settings_that_are_refused(values, message):
