@@ -73,7 +73,8 @@ def run(setup: Setup) -> Report:
     def each(part: str, count: Callable[[Any], int]) -> float:
         return median([count(one[part]) / one[part]["seconds"] for one in report.rounds])
 
-    goodput = median([one["overload"]["qps"] / one["capacity"]["qps"] for one in report.rounds])
+    shares = [one["overload"]["qps"] / one["capacity"]["qps"] for one in report.rounds]
+    goodput = median(shares)
     failed = median(
         [_failures(one["overload"]) / one["overload"]["queries"] for one in report.rounds]
     )
@@ -118,7 +119,8 @@ def run(setup: Setup) -> Report:
         Goal("calls neither answered, refused nor dropped at once, per answer", failed, 0.01, True),
     ]
     report.notes.append(
-        f"Open loop at {offered:.1f} times the capacity, each request with {_TIMEOUT:.0f} s. "
+        f"Open loop at {offered:.1f} times the capacity, each request with {_TIMEOUT:.0f} s; "
+        f"{min(shares):.2f} to {max(shares):.2f} of the capacity in {len(shares)} rounds. "
         + (
             f"The fleet has {len(servers)} CPU(s) and the load generator another, so that its own "
             "work is not taken for the fleet's."
