@@ -35,6 +35,10 @@ _PROCESSORS = {
 _ANY = ("generic", ())
 
 
+def _processor() -> tuple[str, tuple[str, ...]]:
+    return _PROCESSORS.get(platform.machine(), _ANY)
+
+
 def _flags() -> set[str]:
     """What this processor can do, in the words of /proc/cpuinfo; nothing where there is none."""
     with contextlib.suppress(OSError):
@@ -62,7 +66,7 @@ def begin(directory: Path, sources: Iterable[Path]) -> None:
 
     if "numba" in sys.modules:
         raise UserError("Numba is in use already: compile in a process of its own")
-    processor, needed = _PROCESSORS.get(platform.machine(), _ANY)
+    processor, needed = _processor()
     if missing := _missing(needed):
         raise UserError(
             f"this processor cannot run code for {processor}: it lacks {', '.join(missing)}"
@@ -78,7 +82,7 @@ def begin(directory: Path, sources: Iterable[Path]) -> None:
 
 def finish(directory: Path) -> int:
     """Say in ``directory`` whom its code is for; without that it is not used. Its size in bytes."""
-    processor, needed = _PROCESSORS.get(platform.machine(), _ANY)
+    processor, needed = _processor()
     target = {"machine": platform.machine(), "processor": processor, "needs": list(needed)}
     (directory / _TARGET).write_text(json.dumps(target))
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())

@@ -18,7 +18,7 @@ from mach.bundle.manifest import (
 )
 from mach.bundle.reader import Bundle
 from mach.bundle.roles import Role, files_for
-from mach.bundle.writer import hash_file, seal, write_features
+from mach.bundle.writer import hash_blocks, hash_file, seal, write_features
 
 __all__ = [
     "BUCKETS_FILE",
@@ -32,6 +32,7 @@ __all__ = [
     "Manifest",
     "Role",
     "files_for",
+    "hash_blocks",
     "hash_file",
     "parse_manifest",
     "repetition_file",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,24 @@ from mach.bundle.manifest import MANIFEST_FILE, FileEntry, Manifest
 from mach.errors import BundleError
 from mach.features import Featurizer
 
-__all__ = ["hash_file", "seal", "write_features"]
+__all__ = ["hash_blocks", "hash_file", "seal", "write_features"]
 
 _BLOCK = 1 << 20
 
 
+def hash_blocks(blocks: Iterable[bytes]) -> FileEntry:
+    """Length and SHA-256 of what the blocks make up."""
+    digest, size = hashlib.sha256(), 0
+    for block in blocks:
+        digest.update(block)
+        size += len(block)
+    return FileEntry(sha256=digest.hexdigest(), size=size)
+
+
 def hash_file(path: Path) -> FileEntry:
     """Length and SHA-256 of a file, read in blocks."""
-    digest, size = hashlib.sha256(), 0
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            size += len(block)
-    return FileEntry(sha256=digest.hexdigest(), size=size)
+        return hash_blocks(iter(lambda: file.read(_BLOCK), b""))
 
 
 def write_features(path: Path, featurizer: Featurizer) -> None:

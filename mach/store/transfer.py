@@ -18,6 +18,7 @@ from mach.bundle import (
     Bundle,
     FileEntry,
     Manifest,
+    hash_blocks,
     hash_file,
     parse_manifest,
 )
@@ -98,12 +99,10 @@ def _has_manifest(target: Location, version: str) -> bool:
 
 def _holds(location: Location, name: str, entry: FileEntry) -> bool:
     """Whether a file is there with this content: its length alone does not tell."""
-    if location.size(name) != entry.size:
-        return False
-    digest = hashlib.sha256()
-    for block in _blocks(location, name, entry.size):
-        digest.update(block)
-    return digest.hexdigest() == entry.sha256
+    return (
+        location.size(name) == entry.size
+        and hash_blocks(_blocks(location, name, entry.size)) == entry
+    )
 
 
 def _read_manifest(location: Location) -> Manifest:
