@@ -10,10 +10,10 @@ from numba import njit
 from numpy.typing import NDArray
 
 from mach.merge._arithmetic import multiply_mod, reduce_mod
-from mach.merge._pairs import add_hits, add_members, first_wrapped, hit_buckets, keep_enough
+from mach.merge._pairs import add_hits, add_members, hit_buckets, keep_enough
 from mach.merge._plan import AffinePlan
 from mach.merge._query import MEMBERS, STEPS, Query, offer
-from mach.merge._select import seen_has
+from mach.merge._select import lower_bound, seen_has
 from mach.merge._types import Float, Int
 
 __all__ = ["exact_affine", "walk_affine"]
@@ -226,7 +226,7 @@ def walk_affine(  # noqa: PLR0912, PLR0915 - compiled as one: a call here costs 
                     count,
                 )
         else:
-            wrap = first_wrapped(steps, limit)
+            wrap = lower_bound(steps, 0, steps.shape[0], limit)
             for wrapped in (False, True):
                 count = add_members(
                     row_after,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mach.merge._bits import clear_bits, set_bits, trailing_zeros
 from mach.merge._types import Bool, Float, Int
 
-__all__ = ["add_hits", "add_members", "first_wrapped", "hit_buckets", "keep_enough"]
+__all__ = ["add_hits", "add_members", "hit_buckets", "keep_enough"]
 
 
 @njit(nogil=True, cache=True)
@@ -181,15 +181,3 @@ def add_members(
         sums[to] = excess32 + sums[f]
         to += np.uint64(label < classes_end)
     return np.int64(to)
-
-
-@njit(nogil=True, cache=True)
-def first_wrapped(steps: NDArray[np.uint32], limit: Int) -> Int:
-    low, high = 0, steps.shape[0]
-    while low < high:
-        middle = (low + high) >> 1
-        if np.int64(steps[middle]) < limit:
-            low = middle + 1
-        else:
-            high = middle
-    return low

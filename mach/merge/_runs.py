@@ -16,13 +16,14 @@ from mach.merge._affine import exact_affine
 from mach.merge._arithmetic import multiply_mod
 from mach.merge._bits import prefetch
 from mach.merge._plan import AffinePlan, StoredPlan
+from mach.merge._select import lower_bound
 from mach.merge._stored import exact_stored
 from mach.merge._types import Float, Int
 
-__all__ = ["exact", "expect_run", "open_runs", "run_row"]
+__all__ = ["AHEAD", "exact", "expect_run", "open_runs", "run_row"]
 
 _LINE = 16  # members in a line of the cache
-_AHEAD = 8  # runs whose members are brought into the cache meanwhile
+AHEAD = 8  # runs whose members are brought into the cache meanwhile
 
 
 @njit(nogil=True, cache=True)
@@ -81,13 +82,7 @@ def _first_from(
             high -= reach
             reach *= 2
         low = max(high - reach, low)
-    while low < high:
-        middle = (low + high) >> 1
-        if np.int64(members[middle]) < class_from:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+    return lower_bound(members, low, high, class_from)
 
 
 @njit(nogil=True, cache=True)
@@ -105,12 +100,12 @@ def _open_stored(
     starts, members = plan.starts[plan.repetitions[q]], plan.members[plan.repetitions[q]]
     # Classes are mostly spread evenly: what is looked at first is brought into the cache before.
     below = np.float64(class_from) / members.shape[0]
-    for i in range(-_AHEAD, count):
-        if class_from > 0 and i + _AHEAD < count:
-            bucket = np.int64(values[q, i + _AHEAD])
+    for i in range(-AHEAD, count):
+        if class_from > 0 and i + AHEAD < count:
+            bucket = np.int64(values[q, i + AHEAD])
             low, end = np.int64(starts[bucket]), np.int64(starts[bucket + 1])
             guess = low + np.int64((end - low) * below)
-            cursors[start + i + _AHEAD] = guess
+            cursors[start + i + AHEAD] = guess
             prefetch(members, guess)
         if i < 0:
             continue

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mach.merge._types import Bool, Float, Int
 
-__all__ = ["heap_push", "kth_largest", "seen_add", "seen_has", "sort_falling"]
+__all__ = ["heap_push", "kth_largest", "lower_bound", "seen_add", "seen_has", "sort_falling"]
 
 
 @njit(nogil=True, cache=True, inline="always")
@@ -112,6 +112,18 @@ def kth_largest(values: NDArray[np.float32], length: Int, k: Int) -> Float:
         else:
             break
     return values[k - 1]
+
+
+@njit(nogil=True, cache=True)
+def lower_bound(rising: NDArray[np.uint32], low: Int, high: Int, least: Int) -> Int:
+    """Where in ``rising[low:high]`` the numbers from ``least`` on begin."""
+    while low < high:
+        middle = (low + high) >> 1
+        if np.int64(rising[middle]) < least:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 @njit(nogil=True, cache=True)

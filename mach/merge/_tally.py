@@ -20,7 +20,7 @@ from mach.merge._columns import fill_listed, fill_row
 from mach.merge._lists import Schedule
 from mach.merge._plan import AffinePlan, StoredPlan
 from mach.merge._query import HEAP_SIZE, MEMBERS, REACHED, Query
-from mach.merge._runs import expect_run, open_runs, run_row
+from mach.merge._runs import AHEAD, expect_run, open_runs, run_row
 from mach.merge._select import heap_push
 from mach.merge._types import Bool, Float, Int
 
@@ -41,7 +41,6 @@ __all__ = [
 MOST_TALLIED_ROWS = 128  # codes round up by one each, and have to sum to at most 255
 BATCH = 1024  # products scored together
 _SCREENED = 16  # fewer are scored at once
-_AHEAD = 8  # runs, whose members are brought into the cache meanwhile
 BLOCK = 64  # tallies looked through together
 _MEAN_OF = 16  # scores, of which one is looked at
 _APART, _SAMPLED = 16.0, 32.0  # tallies looked at to guess how many are as large; of the largest
@@ -134,7 +133,7 @@ def add_runs(
         row, start = run_row(plan, q), tally.starts[q]
         last = np.uint64(start + tally.counts[q] - 1)
         for i in range(np.uint64(start), last + np.uint64(1)):
-            expect_run(plan, row, np.int64(cursors[min(i + np.uint64(_AHEAD), last)]))
+            expect_run(plan, row, np.int64(cursors[min(i + np.uint64(AHEAD), last)]))
             begun = np.int64(cursors[i])
             j, end = begun, np.int64(ends[i])
             shift = np.int64(tally.offsets[i]) - first
