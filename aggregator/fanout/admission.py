@@ -47,49 +47,59 @@ class Queue:
         """A batch left its slot, ``seconds`` after it took it."""
         self.batch_seconds += (seconds - self.batch_seconds) * _SMOOTHING
 
-    def answered(self, seconds: float) -> None:
-        """A caller got its answer, ``seconds`` after its batch was sent."""
+    def ended(self, seconds: float, *, answered: bool) -> None:
+        """A call is over, ``seconds`` after its batch was sent.
+
+        One that ended without an answer would have taken longer: if only those in time were
+        counted, the later the others were the quicker answers would seem.
+        """
         off = seconds - self._answer_seconds
+        if not answered and off < 0:
+            return
         self._answer_seconds += off * _ANSWER_SMOOTHING
         self._deviation += (abs(off) - self._deviation) * _ANSWER_SMOOTHING
 
     @property
     def wait(self) -> float:
         """Expected seconds until what arrives now is sent, if all slots are taken."""
-        batches = 1 + self.rows / self._policy.max_rows
+        return self._wait(busy=True)
+
+    def _wait(self, *, busy: bool) -> float:
+        batches = busy + self.rows / self._policy.max_rows
         return self.batch_seconds * batches / self._policy.max_in_flight
 
-    def push(self, job: Job, *, busy: bool) -> None:
+    def push(self, job: Job, *, busy: bool, idle: bool) -> None:
         """Let a job wait.
 
         Args:
             job: what shall be sent.
             busy: whether all slots are taken, so that it must wait.
+            idle: whether nothing is on its way. What comes first then is let in whatever its
+                deadline: only from its answer can be known how long answers take now.
 
         Raises:
             Overloaded: if it should not.
         """
-        wait = self.wait
+        wait = self._wait(busy=busy)
         if self.rows + len(job) > self._policy.max_queue:
-            raise self._refuse("queue_full", "too many queries wait", wait)
-        if busy:
-            if wait > self._policy.max_queue_seconds:
-                raise self._refuse("wait", f"the expected wait is {wait * 1e3:.0f} ms", wait)
+            raise self._refuse("queue_full", "too many queries wait")
+        if busy and wait > self._policy.max_queue_seconds:
+            raise self._refuse("wait", f"the expected wait is {wait * 1e3:.0f} ms")
+        if self.rows or not idle:
             answer = self._answer_seconds + _DEVIATIONS * self._deviation
             if job.queued_at + wait + answer > job.deadline:
                 raise self._refuse(
                     "deadline",
-                    f"the expected wait of {wait * 1e3:.0f} ms leaves too little "
-                    "of the request's deadline",
-                    wait,
+                    f"the expected {(wait + answer) * 1e3:.0f} ms until the answer are more "
+                    "than is left of the request's deadline",
                 )
         self._jobs.append(job)
         self.rows += len(job)
         self._metrics.queue_depth.set(self.rows)
 
-    def _refuse(self, reason: str, why: str, wait: float) -> Overloaded:
+    def _refuse(self, reason: str, why: str) -> Overloaded:
         self._metrics.shed.labels(reason).inc()
-        return Overloaded(f"overloaded: {why}", retry_after_ms=max(1, int(wait * 1e3)))
+        return Overloaded(f"overloaded: {why}", retry_after_ms=max(1, int(self.wait * 1e3)))
 
     def take(self, max_rows: int, now: float) -> list[Job]:
         """The jobs of the next batch: those of one bundle version that fit; may be none.

@@ -84,19 +84,22 @@ class FanOut:
         """
         if self._closed:
             raise Unavailable("the aggregator is stopping")
-        self._queue.push(job, busy=self._busy)
+        self._queue.push(job, busy=self._busy, idle=not self._batches)
         self._gathering.arrived(job.queued_at)
         if not self._scheduled and not self._busy:
             # Not at once: calls that the event loop has ready come along.
             self._schedule()
+        answered = False
         try:
             answer = await job.future
+            answered = True
+            return answer
         except asyncio.CancelledError:
             self._abandon(job)
             raise
-        if job.batch is not None:
-            self._queue.answered(self._loop.time() - job.batch.sent_at)
-        return answer
+        finally:
+            if job.batch is not None:
+                self._queue.ended(self._loop.time() - job.batch.sent_at, answered=answered)
 
     def close(self) -> None:
         """Answer everything with an error."""

@@ -366,7 +366,7 @@ async def test_what_could_not_be_answered_in_time_is_refused(served, one_each, t
             shard.delay = 1.0
         first = asyncio.create_task(ask(fleet, titles[0]))
         await fleet.until(lambda: sum(fleet.shards["shard0:1"].sizes) == 13)
-        with pytest.raises(Overloaded, match="leaves too little of the request's deadline") as no:
+        with pytest.raises(Overloaded, match="more than is left of the request's deadline") as no:
             await ask(fleet, titles[1], seconds=0.12)
         assert 50 < no.value.retry_after_ms < 200
         assert (await ask(fleet, titles[1], seconds=30.0)).coverage.answered == 4
