@@ -15,6 +15,7 @@ import typer
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from mach.cli.numbers import finite
 from mach.errors import ConfigError, InvalidInput
 from trainer.settings import TrainSettings
 
@@ -112,6 +113,7 @@ _WAIT = Annotated[
     typer.Option(
         envvar=_PREFIX + "WAIT",
         min=0,
+        callback=finite,
         help="With --repetition or --collect: seconds to wait for what other machines do first, "
         "the prepared data or the repetitions.",
     ),

@@ -21,6 +21,7 @@ from mach.cli.connection import (
     read_token,
 )
 from mach.cli.console import err, out
+from mach.cli.numbers import finite
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -77,11 +78,19 @@ def register(app: typer.Typer) -> None:
         shards: int = typer.Option(None, min=1, help="Its shard processes; default one each."),
         queries: Path = typer.Option(None, help="Interactions whose queries are sent."),
         concurrency: int = typer.Option(None, min=1, help="Closed loop: requests in flight."),
-        rate: float = typer.Option(None, min=0.001, help="Open loop: requests a second."),
-        seconds: float = typer.Option(10.0, min=0.1, max=86400, help="Length of the measurement."),
-        warm_up: float = typer.Option(2.0, min=0, help="Seconds of load before it."),
+        rate: float = typer.Option(
+            None, min=0.001, callback=finite, help="Open loop: requests a second."
+        ),
+        seconds: float = typer.Option(
+            10.0, min=0.1, max=86400, callback=finite, help="Length of the measurement."
+        ),
+        warm_up: float = typer.Option(
+            2.0, min=0, callback=finite, help="Seconds of load before it."
+        ),
         k: int = typer.Option(10, "-k", min=1, help="Products a query."),
-        timeout: float = typer.Option(1.0, min=0.001, help="Seconds a request may take."),
+        timeout: float = typer.Option(
+            1.0, min=0.001, callback=finite, help="Seconds a request may take."
+        ),
         connections: int = typer.Option(4, min=1, help="gRPC connections."),
         metrics: list[str] = typer.Option(
             [], help="Metrics URLs of the fleet's processes, for CPU seconds; repeatable."

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from mach.cli.console import err, out
+from mach.cli.numbers import finite
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,7 +35,9 @@ def register(app: typer.Typer) -> None:
         baselines: bool = typer.Option(
             True, help="Measure NumPy and the official decode too: 2 bytes x K x R more memory."
         ),
-        seconds: float = typer.Option(30.0, min=0.1, help="About how long an engine may take."),
+        seconds: float = typer.Option(
+            30.0, min=0.1, callback=finite, help="About how long an engine may take."
+        ),
         seed: int = typer.Option(0, min=0, help="Of hashes and queries."),
         json_file: Path = typer.Option(None, "--json", help="Write the report here as JSON."),
     ) -> None:

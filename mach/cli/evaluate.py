@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from mach.cli.console import err, out
+from mach.cli.numbers import finite
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,7 +43,7 @@ def register(app: typer.Typer) -> None:
         ),
         limit: int = typer.Option(None, min=1, help="Score only the first so many queries."),
         max_skipped: float = typer.Option(
-            0.05, min=0, max=1, help="Share of rows that may be unusable."
+            0.05, min=0, max=1, callback=finite, help="Share of rows that may be unusable."
         ),
         threads: int = typer.Option(
             2, min=1, max=1024, help="Threads of ONNX Runtime while scoring."

@@ -22,6 +22,7 @@ from mach.cli.connection import (
     read_token,
 )
 from mach.cli.console import err, out
+from mach.cli.numbers import finite
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -188,7 +189,9 @@ def register(app: typer.Typer) -> None:
         block: list[str] = typer.Option([], help="Never this product id; repeatable."),
         attributes: bool = typer.Option(True, help="Show the catalog's attributes."),
         explain: bool = typer.Option(False, help="Show every repetition's part of a score."),
-        timeout: float = typer.Option(2.0, min=0.001, help="Seconds to wait for a fleet."),
+        timeout: float = typer.Option(
+            2.0, min=0.001, callback=finite, help="Seconds to wait for a fleet."
+        ),
         as_json: bool = typer.Option(False, "--json", help="Print an object."),
         tls: TlsOption = False,
         tls_ca: TlsCaOption = None,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from mach.cli.console import err, out
+from mach.cli.numbers import finite
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,11 +40,18 @@ def register(app: typer.Typer) -> None:
             [_Scope.search], help="What it allows: searches, switching bundles; repeatable."
         ),
         rate: float = typer.Option(
-            None, min=0.001, help="Queries a second that each server answers; no limit by default."
+            None,
+            min=0.001,
+            callback=finite,
+            help="Queries a second that each server answers; no limit by default.",
         ),
         burst: int = typer.Option(None, min=1, help="Queries at once. Default: a second's worth."),
         expires_in_days: float = typer.Option(
-            None, min=0.001, max=36500, help="It is refused after so long; never by default."
+            None,
+            min=0.001,
+            max=36500,
+            callback=finite,
+            help="It is refused after so long; never by default.",
         ),
     ) -> None:
         """Add a token and print it, this once: the file keeps its hash."""

@@ -98,6 +98,24 @@ def test_what_is_no_unicode_is_named(tiny_bundle, capsys, arguments, field):
     assert f"error: {field}: is not valid Unicode" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("number", ["nan", "inf"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["bench", "fleet", "--rate"],
+        ["bench", "fleet", "--warm-up"],
+        ["bench", "merge", "--seconds"],
+        ["search", "drill", "--timeout"],
+        ["token", "create", "tokens.json", "a", "--rate"],
+    ],
+)
+def test_what_is_no_finite_number_is_refused(capsys, arguments, number):
+    with pytest.raises(SystemExit) as caught:
+        main([*arguments, number])
+    assert caught.value.code == 2
+    assert f"Invalid value for '{arguments[-1]}'" in capsys.readouterr().err
+
+
 def evaluate(bundle, rows, *arguments):
     rows.write_text("query,product_id\n" + "acme drill red,P00000\n" * 95 + ",P00000\n" * 5)
     with pytest.raises(SystemExit) as caught:

@@ -94,7 +94,9 @@ def test_mistakes_get_one_sentence(command, store, tmp_path, arguments, message)
     assert not (tmp_path / "bundle").exists()
 
 
-@pytest.mark.parametrize("arguments", [[], ["--hidden", "many"], ["--no-such-option"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["--hidden", "many"], ["--no-such-option"], ["--wait", "nan", "--collect"]]
+)
 def test_usage_errors(command, tmp_path, arguments):
     code, said = command("log.csv", *arguments)
     assert code == 2

@@ -198,6 +198,7 @@ def test_one_bad_row_in_a_csv_is_named(tmp_path, bad, message):
         (b'{"query": "a", "product_id": "p", "weight": "2"}', "weight must be a number"),
         (b'{"query": "a", "product_id": "p", "weight": NaN}', "weight is nan"),
         (b'{"query": "a", "product_id": "p", "weight": -0.5}', "weight is -0.5"),
+        (b'{"query": "a", "product_ids": ["p"]}', "has product_ids, but the first row product_id"),
         (b'{"query": "a\xff", "product_id": "p"}', "is not UTF-8 text"),
         (b'{"query": "a\\ud800", "product_id": "p"}', "half a surrogate pair"),
         (b"[" * 100_000, "is not valid JSON"),
