@@ -26,6 +26,8 @@ __all__ = ["TITLE_COLUMN", "ClassIndex", "catalog_from_log", "read_catalog"]
 _CHUNK = 65_536
 #: Digits that begin with a zero; Arrow reads a number with blanks around it.
 _LEADING_ZERO = r"^\s*0[0-9]+\s*$"
+#: Whole numbers of which a double loses digits; Arrow reads them as such beyond 64 bits.
+_TOO_LONG = r"^\s*-?[0-9]{16,}\s*$"
 #: Shown with results, and used as a training query.
 TITLE_COLUMN = "title"
 
@@ -93,7 +95,10 @@ def _read_csv(path: Path, kind: str, compression: str | None) -> pa.Table:
         return table
     written = _parse_csv(path, kind, compression, numbers, include=numbers)
     for name in numbers:  # 00112 is a code, which as a number would lose its zeros
-        if pc.any(pc.match_substring_regex(written[name], _LEADING_ZERO)).as_py():
+        code = _LEADING_ZERO
+        if pa.types.is_floating(table.schema.field(name).type):
+            code = f"{_LEADING_ZERO}|{_TOO_LONG}"
+        if pc.any(pc.match_substring_regex(written[name], code)).as_py():
             table = table.set_column(table.column_names.index(name), name, written[name])
     return table
 

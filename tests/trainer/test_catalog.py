@@ -46,9 +46,13 @@ def test_ids_and_titles_of_digits_stay_text(tmp_path):
         (["0", "10", "", "-3"], [0, 10, None, -3]),
         (["0.5", "0", "", "2"], [0.5, 0.0, None, 2.0]),
         (["00112", "A7", "", "2"], ["00112", "A7", None, "2"]),
+        (["18446744073709551616", "5", "", "2"], ["18446744073709551616", "5", None, "2"]),
+        (["12345678901234567", "0.5", "", "2"], ["12345678901234567", "0.5", None, "2"]),
+        (["9223372036854775807", "5", "", "-2"], [9223372036854775807, 5, None, -2]),
+        (["1e20", "0.12345678901234567", "", "2"], [1e20, 0.12345678901234567, None, 2.0]),
     ],
 )
-def test_a_csv_column_with_a_leading_zero_stays_text(tmp_path, name, values, expected):
+def test_a_csv_column_of_codes_stays_text(tmp_path, name, values, expected):
     rows = [
         {"product_id": f"{i:02}", "sku": value, "title": "01", "price": i}
         for i, value in enumerate(values)
