@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,23 @@ def pin(pid: str, cpus: Iterable[int]) -> None:
     """Keep every thread of a process on some CPUs; what it starts later is kept there, too."""
     for task in Path(f"/proc/{pid}/task").iterdir():
         os.sched_setaffinity(int(task.name), set(cpus))
+
+
+@contextmanager
+def kept_busy(cpus: Iterable[int]) -> Iterator[None]:
+    """Have some CPU never idle, and whatever else runs there go first.
+
+    Where two CPUs are threads of one core, each is slower while the other works: a generator of
+    overload slows the fleet in another way than by what it asks.
+    """
+    spinner = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        os.sched_setaffinity(spinner.pid, set(cpus))
+        os.setpriority(os.PRIO_PROCESS, spinner.pid, 19)
+        yield
+    finally:
+        spinner.kill()
+        spinner.wait()
 
 
 def _dropped(measured: Any) -> int:
@@ -44,6 +64,8 @@ def run(setup: Setup) -> Report:
             pin("self", ours)
             for number in range(setup.rounds):
                 full = closed_loop(fleet.address, setup.texts, setup.seconds)
+                with kept_busy(ours):
+                    beside = closed_loop(fleet.address, setup.texts, setup.seconds)
                 over = open_loop(
                     fleet.address,
                     setup.texts,
@@ -53,13 +75,14 @@ def run(setup: Setup) -> Report:
                 )
                 after = closed_loop(fleet.address, setup.texts, setup.seconds / 2)
                 say(
-                    f"  capacity {full.qps:.0f}/s; offered {over.offered_qps:.0f}/s, answered "
-                    f"{over.qps:.0f}/s, p99 {over.p99_ms:.0f} ms, {over.statuses}"
+                    f"  capacity {full.qps:.0f}/s, {beside.qps:.0f}/s beside a busy CPU; offered "
+                    f"{over.offered_qps:.0f}/s, answered {over.qps:.0f}/s, p99 {over.p99_ms:.0f} ms, {over.statuses}"
                 )
                 report.rounds.append(
                     {
                         "round": number,
                         "capacity": full.to_json(),
+                        "beside": beside.to_json(),
                         "overload": over.to_json(),
                         "afterwards": after.to_json(),
                     }
@@ -75,13 +98,19 @@ def run(setup: Setup) -> Report:
 
     shares = [one["overload"]["qps"] / one["capacity"]["qps"] for one in report.rounds]
     goodput = median(shares)
+    of_beside = median([one["overload"]["qps"] / one["beside"]["qps"] for one in report.rounds])
     failed = median(
         [_failures(one["overload"]) / one["overload"]["queries"] for one in report.rounds]
     )
     offered = median(
         [one["overload"]["offered_qps"] / one["capacity"]["qps"] for one in report.rounds]
     )
-    report.figures = {"goodput": goodput, "offered": offered, "failed_per_answer": failed}
+    report.figures = {
+        "goodput": goodput,
+        "goodput_beside": of_beside,
+        "offered": offered,
+        "failed_per_answer": failed,
+    }
     report.tables.append(
         Table(
             [
@@ -107,6 +136,7 @@ def run(setup: Setup) -> Report:
                 ]
                 for name, part in (
                     ("at capacity, 64 in flight", "capacity"),
+                    ("the same, the generator's CPU kept busy", "beside"),
                     ("overload", "overload"),
                     ("afterwards, 64 in flight", "afterwards"),
                 )
@@ -123,7 +153,9 @@ def run(setup: Setup) -> Report:
         f"{min(shares):.2f} to {max(shares):.2f} of the capacity in {len(shares)} rounds. "
         + (
             f"The fleet has {len(servers)} CPU(s) and the load generator another, so that its own "
-            "work is not taken for the fleet's."
+            "work is not taken for the fleet's. CPUs that are threads of one core slow each other: "
+            f"of what the fleet answers while the generator's CPU is kept busy, {of_beside:.2f} "
+            "was answered under overload."
             if len(usable) > 1
             else "The load generator shares the fleet's only CPU."
         )
