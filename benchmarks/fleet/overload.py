@@ -76,7 +76,8 @@ def run(setup: Setup) -> Report:
                 after = closed_loop(fleet.address, setup.texts, setup.seconds / 2)
                 say(
                     f"  capacity {full.qps:.0f}/s, {beside.qps:.0f}/s beside a busy CPU; offered "
-                    f"{over.offered_qps:.0f}/s, answered {over.qps:.0f}/s, p99 {over.p99_ms:.0f} ms, {over.statuses}"
+                    f"{over.offered_qps:.0f}/s, answered {over.qps:.0f}/s, "
+                    f"p99 {over.p99_ms:.0f} ms, {over.statuses}"
                 )
                 report.rounds.append(
                     {
