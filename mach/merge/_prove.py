@@ -2,11 +2,12 @@
 
 Each repetition's best buckets are tallied (``_tally``) for the last products only, and those that
 stand out are scored: a sample, from which the k-th best score of all is estimated, with some to
-spare; where a sample is too small, all products are tallied. With floors that this score allows,
-the proof finds whatever scores more: for affine hashes with many members in a bucket the ring
-(``_ring``), which looks at most members in words of 64, else tallies of one window of the products
-after another (``_sweep``). Where fewer than k do, the k-th best found is a score that is reached,
-and the proof starts over.
+spare. Where products are few, fewer buckets of all: the k-th best found is then a score that is
+reached. Where a sample is too small, more of all. With floors that this score allows, the proof
+finds whatever scores more: for affine hashes with many members in a bucket the ring (``_ring``),
+which looks at most members in words of 64, else tallies of one window of the products after another
+(``_sweep``). Where fewer than k do, the k-th best found is a score that is reached, and the proof
+starts over.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _WINDOWS, _WINDOW_RUN = 4, 15.0
 _SAMPLE, _MOST_SAMPLE = 1 / 16, 0.5  # of the products, scouted; past that, all
 _SAMPLED = 6.0  # of the products wanted that the sample should have
 _SAMPLE_DEPTH = 0.4  # buckets tallied for each where all products are
+_FEW_WINDOWS, _ALL_DEPTH = 8, 0.27  # of which all are sampled; buckets tallied then
 _SHALLOW = 5.0  # times as many that a proof seems to take, and the sample says too little
 _DEEPER = 4.0  # times as many that are tallied then at most
 # Buckets sorted for each tallied at first; for each tallied then, or where that is not known, for
@@ -129,12 +131,18 @@ def prove_search(  # noqa: PLR0911, PLR0912, PLR0915
     num_steps = _list_more(query, schedule, sizes, num_classes, listed)
     target, tried, begin, sample_from = np.inf, False, np.int64(0), np.int64(num_classes)
     sampled = np.ceil(max(_SAMPLE, _SAMPLED / root**2) * number)
-    if sampled <= _MOST_SAMPLE * number:
-        sample_from = np.int64((number - sampled) * window)
-        depth = _SAMPLE_DEPTH * first
+    if number <= _FEW_WINDOWS:
         target = _sampled_target(
-            query, plan, sample_from, num_classes, schedule, num_steps, tally, window, depth
-        )
+            query, plan, np.int64(0), num_classes, schedule, num_steps, tally, window,
+            _ALL_DEPTH * first,
+        )  # fmt: skip
+        tried = target < np.inf
+    elif sampled <= _MOST_SAMPLE * number:
+        sample_from = np.int64((number - sampled) * window)
+        target = _sampled_target(
+            query, plan, sample_from, num_classes, schedule, num_steps, tally, window,
+            _SAMPLE_DEPTH * first,
+        )  # fmt: skip
     while True:
         if target == np.inf:
             step = step_at(schedule, num_steps, -np.inf, first)
@@ -147,19 +155,21 @@ def prove_search(  # noqa: PLR0911, PLR0912, PLR0915
             if not is_full(query):
                 return False
             target = query.heap_scores[0] - query.tolerances[0]
-        ring_aim = cost_of(schedule, num_steps, target)
-        aim = cost_to_sweep(ring_aim, members)
+        exact_cost = cost_of(schedule, num_steps, target)
+        ring_aim = min(exact_cost, schedule.costs[num_steps])  # at least, where it is not planned
+        sweep_aim = cost_to_sweep(ring_aim, members)
         ring_price = _RING_BUCKET / mean_size + _RING_MEMBER + _RING_DEEPER * ring_aim / members
-        by_ring = may_ring and ring_price * ring_aim < price * aim
-        aim = ring_aim if by_ring else aim
-        step = step_at(schedule, num_steps, -np.inf, aim)
-        cost = (ring_price if by_ring else price) * schedule.costs[step]
+        by_ring = may_ring and ring_price * ring_aim < price * sweep_aim
+        cost = min(ring_price * ring_aim, price * sweep_aim) if may_ring else price * sweep_aim
         cost *= 1.0 - begin / num_classes
         if cost > left and tried:
             return False
         if cost > left:  # where hardly more products stand out than are wanted, a sample misleads
             target, begin = np.inf, np.int64(0)
             continue
+        aim = ring_aim if by_ring else sweep_aim
+        aim = aim if exact_cost < np.inf else np.inf
+        step = step_at(schedule, num_steps, -np.inf, aim)
         if schedule.costs[step] < aim or not schedule.bounds[step] > -np.inf:
             if listed == most_listed:
                 return False

@@ -57,7 +57,7 @@ def estimate(query: Query, schedule: Schedule, num_steps: Int, share: Float) -> 
     scores = np.sort(query.heap_scores[: query.state[HEAP_SIZE]])
     last = scores.shape[0] - 1
     expected = query.heap_scores.shape[0] * share
-    likely = last - np.int64(expected)
+    likely = max(last - np.int64(expected), 0)
     least = max(last - np.int64(expected + _SPREAD * np.sqrt(expected * (1.0 - share))), 0)
     most = _SAFE_COST * cost_of(schedule, num_steps, scores[likely])
     if most < np.inf:
@@ -148,13 +148,12 @@ def sweep(
     """Find all products from ``begin`` on that score above ``target``, which rises meanwhile.
 
     Both ``begin`` and ``sample_from`` are a window's first class, or ``num_classes``. The heap has
-    all such products before ``begin``, and good ones of a sample, the classes from ``sample_from``
-    on. Returns from where on targets proved too high, which are estimates while there is a sample:
-    ``num_classes`` if the heap has the k best.
+    all such products before ``begin``, and perhaps others; of a sample, the classes from
+    ``sample_from`` on, at first good ones only. Returns from where on targets proved too high,
+    which are estimates while there is a sample: ``num_classes`` if the heap has the k best.
     """
     most = np.float64(query.scores.shape[0] * num_classes)
     targets = np.empty(-(-num_classes // window), np.float64)
-    _forget(query, begin, sample_from)
     step, width = num_steps + 1, 0.0
     for first in range(begin, num_classes, window):
         if begin < first < sample_from < num_classes:
@@ -171,9 +170,8 @@ def sweep(
             width = set_floors(query, plan, schedule, step, tally, False, opened)
             if width == 0.0:
                 return 0
-        if first == sample_from:
-            _forget(query, first, num_classes)
         length = min(window, num_classes - first)
+        _forget(query, first, first + length)  # good ones are found again
         add_runs(query, plan, tally, first, length)
         offer_from(query, plan, first, length, tally, target, schedule.bounds[step], width)
     if not is_full(query):

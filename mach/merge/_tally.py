@@ -41,9 +41,10 @@ __all__ = [
 MOST_TALLIED_ROWS = 128  # codes round up by one each, and have to sum to at most 255
 BATCH = 1024  # products scored together
 _SCREENED = 16  # fewer are scored at once
-BLOCK = 64  # tallies looked through together
+BLOCK, _PART = 256, 64  # tallies looked through together; and where there is something in them
 _MEAN_OF = 16  # scores, of which one is looked at
 _APART, _SAMPLED = 16.0, 32.0  # tallies looked at to guess how many are as large; of the largest
+_RARE = 8.0  # blocks for each product wanted: their largest tallies are looked at instead
 
 
 class Tally(NamedTuple):
@@ -149,15 +150,32 @@ def add_runs(
     query.state[MEMBERS] += members
 
 
-@njit(nogil=True, cache=True)
-def _any_of(tallies: NDArray[np.uint8], block: Int, least: Int) -> Bool:
-    """Whether a block of tallies has one of ``least`` or more; in vector instructions."""
-    if least > 255:
-        return False
-    code, found = np.uint8(least), np.uint8(0)
-    for f in range(BLOCK):
-        found |= np.uint8(tallies[np.uint64(block) + np.uint64(f)] >= code)
+@njit(nogil=True, cache=True, inline="always")
+def _any_of(tallies: NDArray[np.uint8], start: Int, count: Int, code: Int) -> Bool:
+    """Whether one of ``count`` tallies is ``code``, a uint8, or more; in vector instructions."""
+    found = np.uint8(0)
+    for f in range(count):
+        found |= np.uint8(tallies[np.uint64(start) + np.uint64(f)] >= code)
     return found != 0
+
+
+@njit(nogil=True, cache=True)
+def _next_part(tallies: NDArray[np.uint8], start: Int, length: Int, least: Int) -> Int:
+    """Where, from ``start`` on, the next part begins that has a tally of ``least`` or more.
+
+    ``length`` or more where none has. Parts begin at multiples of their size.
+    """
+    if least > 255:
+        return length
+    code = np.uint8(max(least, 0))
+    while start < length:
+        if start % BLOCK == 0 and not _any_of(tallies, start, BLOCK, code):
+            start += BLOCK
+        elif _any_of(tallies, start, _PART, code):
+            break
+        else:
+            start += _PART
+    return start
 
 
 @njit(nogil=True, cache=True)
@@ -176,11 +194,19 @@ def least_of(tally: Tally, count: Int, wanted: Int) -> Int:
 @njit(nogil=True, cache=True)
 def _likely_least(query: Query, tally: Tally, first: Int, length: Int, wanted: Float) -> Int:
     """The least tally of about ``wanted`` of the products tallied, by some of them."""
-    histogram = np.zeros(256, np.int64)
-    apart = np.int64(min(max(wanted / _SAMPLED, 1.0), _APART))
-    for f in range(0, length, apart):
-        if is_allowed(query.bitmap, first + f):
-            histogram[tally.tallies[f]] += 1
+    tallies, histogram = tally.tallies, np.zeros(256, np.int64)
+    apart = np.int64(1)
+    if query.bitmap.shape[0] == 0 and _RARE * wanted <= length // BLOCK:
+        for block in range(0, length, BLOCK):  # few blocks have two of those wanted
+            largest = np.uint8(0)
+            for f in range(BLOCK):
+                largest = max(largest, tallies[np.uint64(block) + np.uint64(f)])
+            histogram[largest] += 1
+    else:
+        apart = np.int64(min(max(wanted / _SAMPLED, 1.0), _APART))
+        for f in range(0, length, apart):
+            if is_allowed(query.bitmap, first + f):
+                histogram[tallies[f]] += 1
     least, found = np.int64(255), np.float64(histogram[255])
     while least > 1 and apart * (found + histogram[least - 1]) <= wanted:
         least -= 1
@@ -210,10 +236,9 @@ def find(
         if start == first:
             here = wanted * (np.float64(length) / (num_classes - first))
             least = _likely_least(query, tally, start, length, here)
-        for block in range(0, length, BLOCK):
-            if not _any_of(tallies, block, least):
-                continue
-            for f in range(block, block + BLOCK):
+        part = _next_part(tallies, 0, length, least)
+        while part < length:
+            for f in range(part, part + _PART):
                 if np.int64(tallies[f]) < least or not is_allowed(query.bitmap, start + f):
                     continue
                 if found == room:
@@ -230,6 +255,7 @@ def find(
                         continue
                 classes[found], codes[found] = start + f, tallies[f]
                 found += 1
+            part = _next_part(tallies, part + _PART, length, least)
         tallies[:length] = 0
     return found, least
 
@@ -313,14 +339,16 @@ def offer_from(
     """
     tallies, classes, totals = tally.tallies, tally.classes, tally.totals
     chosen, least = np.int64(0), np.int64(min((target - bound) / width, 255.0)) + 1
-    for block in range(0, length + BLOCK, BLOCK):
-        if block < length and _any_of(tallies, block, least):
-            for f in range(block, block + BLOCK):
+    part = _next_part(tallies, 0, length, least)
+    while part < length or chosen > 0:
+        if part < length:
+            for f in range(part, part + _PART):
                 if np.int64(tallies[f]) >= least and is_allowed(query.bitmap, first + f):
                     classes[chosen] = first + f
                     totals[chosen] = bound + width * tallies[f] - target
                     chosen += 1
-        if chosen > BATCH - BLOCK or block >= length:
+            part = _next_part(tallies, part + _PART, length, least)
+        if chosen > BATCH - _PART or part >= length:
             _offer(query, plan, tally, _screen(query, plan, tally, chosen))
             chosen = np.int64(0)
             if is_full(query):

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from mach.merge import BucketTable, TopK, _workspace
-from mach.merge._lists import collect, plan_lists
+from mach.merge._lists import collect, plan_lists, step_at
 from mach.merge._query import HEAP_SIZE
 from mach.merge._runs import _first_from
 from mach.merge._sweep import cost_of, cost_to_sweep, sweep
 from mach.merge._tally import is_full
 from mach.merge.reference import reference_top_k
 
-CLASSES, BUCKETS, REPETITIONS, K, WINDOW = 3000, 300, 12, 20, 640
+CLASSES, BUCKETS, REPETITIONS, K, WINDOW = 3000, 300, 12, 20, 768
 DRIFTS = {
     "early": lambda place: 1.0 - place,
     "late": lambda place: place,
@@ -60,7 +60,7 @@ def test_any_order_of_the_catalog(drift):
 def test_only_what_a_target_was_too_high_for_is_swept_again():
     rng = np.random.default_rng(2)
     ends = []
-    for _ in range(100):
+    for _ in range(250):
         assignment, scores = drawn("first", rng)
         engine = TopK(BucketTable.from_assignment(assignment, BUCKETS), warm=False)
         plan = engine._plan(None)
@@ -81,8 +81,9 @@ def test_only_what_a_target_was_too_high_for_is_swept_again():
             query.state[HEAP_SIZE] = K
             begin, sample_from, target = 0, sampled, expected[-1] - rng.uniform(0.0, 6.0)
             lowest = min(target, best_scores[-1]) - 1.0
-            if not cost_to_sweep(cost_of(room.schedule, steps, lowest), members) < members / 2:
-                continue
+            aim = cost_to_sweep(cost_of(room.schedule, steps, lowest), members)
+            if not room.schedule.bounds[step_at(room.schedule, steps, -np.inf, aim)] > -np.inf:
+                continue  # it would take all of some repetition's buckets
             for _ in range(3):
                 begin = sweep(
                     query, plan.compiled, CLASSES, room.schedule, steps, room.tally(K), WINDOW,
