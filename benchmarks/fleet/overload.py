@@ -29,8 +29,8 @@ def pin(pid: str, cpus: Iterable[int]) -> None:
 def kept_busy(cpus: Iterable[int]) -> Iterator[None]:
     """Have some CPU never idle, and whatever else runs there go first.
 
-    Where two CPUs are threads of one core, each is slower while the other works: a generator of
-    overload slows the fleet in another way than by what it asks.
+    Where two CPUs are threads of one core, each may be slower while the other works: a generator of
+    overload would slow the fleet in another way than by what it asks.
     """
     spinner = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
@@ -154,9 +154,8 @@ def run(setup: Setup) -> Report:
         f"{min(shares):.2f} to {max(shares):.2f} of the capacity in {len(shares)} rounds. "
         + (
             f"The fleet has {len(servers)} CPU(s) and the load generator another, so that its own "
-            "work is not taken for the fleet's. CPUs that are threads of one core slow each other: "
-            f"of what the fleet answers while the generator's CPU is kept busy, {of_beside:.2f} "
-            "was answered under overload."
+            "work is not taken for the fleet's. Of what the fleet answers "
+            f"while the generator's CPU is kept busy, {of_beside:.2f} was answered under overload."
             if len(usable) > 1
             else "The load generator shares the fleet's only CPU."
         )
