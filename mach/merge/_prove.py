@@ -130,19 +130,17 @@ def prove_search(  # noqa: PLR0911, PLR0912, PLR0915
     query.counts[:], query.cutoffs[:] = 0, np.inf
     num_steps = _list_more(query, schedule, sizes, num_classes, listed)
     target, tried, begin, sample_from = np.inf, False, np.int64(0), np.int64(num_classes)
-    sampled = np.ceil(max(_SAMPLE, _SAMPLED / root**2) * number)
-    if number <= _FEW_WINDOWS:
-        target = _sampled_target(
-            query, plan, np.int64(0), num_classes, schedule, num_steps, tally, window,
-            _ALL_DEPTH * first,
-        )  # fmt: skip
-        tried = target < np.inf
-    elif sampled <= _MOST_SAMPLE * number:
+    sampled, depth = np.ceil(max(_SAMPLE, _SAMPLED / root**2) * number), _SAMPLE_DEPTH * first
+    all_sampled = number <= _FEW_WINDOWS
+    if all_sampled:
+        sampled, depth = np.float64(number), _ALL_DEPTH * first
+    if all_sampled or sampled <= _MOST_SAMPLE * number:
         sample_from = np.int64((number - sampled) * window)
         target = _sampled_target(
-            query, plan, sample_from, num_classes, schedule, num_steps, tally, window,
-            _SAMPLE_DEPTH * first,
-        )  # fmt: skip
+            query, plan, sample_from, num_classes, schedule, num_steps, tally, window, depth
+        )
+    if all_sampled:  # what is reached is known, not estimated
+        tried, sample_from = target < np.inf, np.int64(num_classes)
     while True:
         if target == np.inf:
             step = step_at(schedule, num_steps, -np.inf, first)
@@ -160,7 +158,7 @@ def prove_search(  # noqa: PLR0911, PLR0912, PLR0915
         sweep_aim = cost_to_sweep(ring_aim, members)
         ring_price = _RING_BUCKET / mean_size + _RING_MEMBER + _RING_DEEPER * ring_aim / members
         by_ring = may_ring and ring_price * ring_aim < price * sweep_aim
-        cost = min(ring_price * ring_aim, price * sweep_aim) if may_ring else price * sweep_aim
+        cost = ring_price * ring_aim if by_ring else price * sweep_aim
         cost *= 1.0 - begin / num_classes
         if cost > left and tried:
             return False

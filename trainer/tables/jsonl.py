@@ -91,7 +91,7 @@ def _number(value: Any) -> float | None:
     raise TypeError("not a number")
 
 
-_EITHER = ("product_id", "product_ids")
+_OTHERS = {"product_id": "product_ids", "product_ids": "product_id"}
 _JSON_CONVERTERS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "query": (_query, "text"),
     "product_id": (_text, "text or a whole number"),
@@ -105,8 +105,7 @@ def stream_jsonl(
 ) -> Iterator[TableBatch]:
     """Read some columns; arguments and errors as of :func:`trainer.tables.stream_columns`."""
     converters = [(name, *_JSON_CONVERTERS[name]) for name in columns]
-    given = next((name for name in columns if name in _EITHER), "")
-    other = next((name for name in _EITHER if given and name != given), "")
+    others = [(name, _OTHERS[name]) for name in columns if name in _OTHERS]
     values: dict[str, list[Any]] = {name: [] for name in columns}
     numbers: list[int] = []
 
@@ -136,8 +135,9 @@ def stream_jsonl(
             ):
                 yield flush()
                 size = 0
-            if row.get(other) is not None:
-                raise DataError(path, f"has {other}, but the first row {given}", number)
+            for given, other in others:
+                if row.get(other) is not None:
+                    raise DataError(path, f"has {other}, but the first row {given}", number)
             for name, convert, needed in converters:
                 try:
                     values[name].append(convert(row.get(name)))
