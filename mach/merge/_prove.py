@@ -28,7 +28,7 @@ __all__ = ["prove_search"]
 
 _CLASS_COST, _RUN_COST = 0.06, 6.0  # nanoseconds, of tallying
 # Nanoseconds of the ring, of a bucket and its members: more where more of them pass its first test.
-_RING_BUCKET, _RING_MEMBER, _RING_DEEPER = 1200.0, 1.2, 20.0
+_RING_BUCKET, _RING_MEMBER, _RING_DEEPER = 250.0, 0.45, 31.0
 # At least so many windows of a table, where each then has so many of a bucket's members.
 _WINDOWS, _WINDOW_RUN = 4, 15.0
 _SAMPLE, _MOST_SAMPLE = 1 / 16, 0.5  # of the products, scouted; past that, all
