@@ -50,12 +50,17 @@ prometheus:
 # Tests start servers by the hundred: what was compiled is kept, whatever this shell's habit.
 test test-all soak: export PYTHONDONTWRITEBYTECODE :=
 
-test: check prometheus $(COMPILED) ## Check everything and run the tests (a quarter hour on 2 slow cores)
-	$(RUN) python -m pytest -m "not slow"
+# Test files are shared out between WORKERS, each of which starts servers and waits a good deal.
+WORKERS ?= 2
+IN_PARALLEL := --numprocesses=$(WORKERS) --dist=loadfile
+
+test: check prometheus $(COMPILED) ## Check everything and run the tests (7 to 10 minutes on 2 cores)
+	$(RUN) python -m pytest -m "not slow" $(IN_PARALLEL)
 
 test-all: check prometheus $(COMPILED) ## The same and the slow tests
 	-$(BIN)/python -m pip install --quiet --editable '.[ray]' # where it has no wheel, its test is skipped
-	$(RUN) python -m pytest
+	$(RUN) python -m pytest -m "not slow" $(IN_PARALLEL)
+	$(RUN) python -m pytest -m slow
 
 format: $(STAMP) ## Format the code
 	$(RUN) ruff check --fix .
