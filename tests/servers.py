@@ -42,9 +42,11 @@ class ServerProcess:
         """Describe it: what follows ``python``, and whether to wait for SERVING."""
         self._listen = listen
         self._arguments = arguments
-        self._env = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
-        self._wait_for_serving = serving
         self._directory = tempfile.TemporaryDirectory()
+        # What a killed server could not remove goes with the directory.
+        own = {"PYTHONPATH": str(ROOT), "TMPDIR": self._directory.name}
+        self._env = {**os.environ, **own, **(env or {})}
+        self._wait_for_serving = serving
         self._stderr = Path(self._directory.name) / "stderr"
         self._process: subprocess.Popen[bytes] | None = None
         self.address = ""
