@@ -68,6 +68,10 @@ def register(app: typer.Typer) -> None:
         for option, path in (("--json", json_file), ("--plot", plot)):
             if path is not None:
                 check_target(option, path)
+        if plot is not None:
+            from mach.evaluation.plot import check_plotting, plot_repetitions
+
+            check_plotting()
         opened = Bundle.open(bundle)
         opened.verify()
         report = SkipReport()
@@ -98,8 +102,6 @@ def register(app: typer.Typer) -> None:
                 figures["by_repetitions"] = [result.to_json() for result in results]
             write_atomically(json_file, json.dumps(figures, indent=2) + "\n")
         if plot is not None:
-            from mach.evaluation.plot import plot_repetitions
-
             plot_repetitions(results, plot)
 
 

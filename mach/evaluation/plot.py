@@ -10,7 +10,19 @@ from mach.errors import ConfigError
 from mach.evaluation.evaluate import Evaluation
 from mach.files import write_atomically
 
-__all__ = ["plot_repetitions"]
+__all__ = ["check_plotting", "plot_repetitions"]
+
+
+def check_plotting() -> None:
+    """See whether there is what drawing takes, before hours of scoring.
+
+    Raises:
+        ConfigError: if matplotlib (the extra ``plot``) is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401, PLC0415 - an optional extra
+    except ImportError as error:
+        raise ConfigError("--plot needs matplotlib: install the extra 'plot'") from error
 
 
 def plot_repetitions(results: Sequence[Evaluation], path: Path) -> None:
@@ -19,11 +31,10 @@ def plot_repetitions(results: Sequence[Evaluation], path: Path) -> None:
     Raises:
         ConfigError: if matplotlib (the extra ``plot``) is not installed.
     """
-    try:
-        import matplotlib as mpl  # noqa: PLC0415 - an optional extra
-        from matplotlib.figure import Figure  # noqa: PLC0415
-    except ImportError as error:
-        raise ConfigError("--plot needs matplotlib: install the extra 'plot'") from error
+    check_plotting()
+    import matplotlib as mpl  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
     mpl.use("Agg")
     counts = [result.repetitions for result in results]
     figure = Figure(figsize=(10, 4), layout="constrained")

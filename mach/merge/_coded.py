@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 MOST_ROWS = 257  # 255 a repetition is the largest code, 65,535 the largest sum
-_CHUNK, _BLOCK = 4096, 128  # summed up together, in the first-level cache; looked through
+_CHUNK, _BLOCK = 16_384, 128  # summed up together, so that codes stay cached; looked through
 _TOGETHER = 128  # products scored together, or a few more
 _GROUPS = 8  # of products, for each product wanted
 _SAMPLE = 64

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from datetime import UTC, date, datetime
 from decimal import Decimal
 
@@ -150,3 +151,12 @@ def test_evaluate_looks_where_it_writes_first(tiny_bundle, tmp_path, capsys, opt
     assert printed.out == ""
     assert f"error: {option}: {tmp_path / target}" in printed.err
     assert "directory" in printed.err
+
+
+def test_evaluate_looks_for_what_drawing_takes_first(tiny_bundle, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    rows = tmp_path / "rows.csv"
+    assert evaluate(tiny_bundle, rows, "--plot", tmp_path / "dial.png") == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "error: --plot needs matplotlib" in printed.err
