@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +20,8 @@ from mach.merge import ProductSet
 
 __all__ = ["Restrictions"]
 
-_CACHED = 64
-_FEW_IDS = 64  # for fewer, as many binary searches are quicker than one pass over the catalog
+_CACHED, _CACHED_BYTES = 64, 64 << 20  # sets; the last made is kept in any case
+_PASS = 1000  # products of the catalog that one pass looks at while a binary search finds an id
 
 _Key = tuple[str, tuple[str, ...], tuple[str, ...]]
 
@@ -28,7 +29,7 @@ _Key = tuple[str, tuple[str, ...], tuple[str, ...]]
 class Restrictions:
     """Makes product sets for a catalog, and keeps those used last. Safe to use from threads.
 
-    A set is one bit a product, so 64 of them for a million products take 8 MB.
+    A set is at most one bit a product; of few products allowed or blocked, four bytes each.
     """
 
     def __init__(self, catalog: Catalog) -> None:
@@ -44,40 +45,55 @@ class Restrictions:
         Raises:
             InvalidInput: naming the field, if the filter cannot be read.
         """
-        key = (options.filter, options.allowed_product_ids, options.blocked_product_ids)
-        with self._lock:
-            if (found := self._kept.get(key)) is not None:
-                self._kept.move_to_end(key)
-                return found
-        made = ProductSet.from_mask(self._mask(options))
-        with self._lock:
-            self._kept[key] = made
-            while len(self._kept) > _CACHED:
-                self._kept.popitem(last=False)
+        allowed, blocked = options.allowed_product_ids, options.blocked_product_ids
+        key = (options.filter, allowed, blocked)
+        if (found := self._known(key)) is not None:
+            return found
+        parts = []
+        if allowed:
+            parts.append(ProductSet.allow(self._classes(allowed), len(self._catalog)))
+        if options.filter:
+            parts.append(self._filtered(options.filter))
+        if blocked:
+            parts.append(ProductSet.block(self._classes(blocked), len(self._catalog)))
+        made = parts[0] if parts else ProductSet.block([], len(self._catalog))
+        for part in parts[1:]:
+            made &= part
+        self._keep(key, made)
         return made
 
-    def _mask(self, options: SearchOptions) -> NDArray[np.bool_]:
-        if options.allowed_product_ids:
-            mask = self._listed(options.allowed_product_ids)
-        else:
-            mask = np.ones(len(self._catalog), np.bool_)
-        if options.blocked_product_ids:
-            mask &= ~self._listed(options.blocked_product_ids)
-        if options.filter:
-            try:
-                mask &= parse_filter(options.filter).evaluate(self._catalog.table)
-            except InvalidInput as error:
-                message = str(error).partition(": ")[2]
-                raise InvalidInput("options.filter", message) from None
-        return mask
+    def _known(self, key: _Key) -> ProductSet | None:
+        with self._lock:
+            found = self._kept.get(key)
+            if found is not None:
+                self._kept.move_to_end(key)
+            return found
 
-    def _listed(self, product_ids: tuple[str, ...]) -> NDArray[np.bool_]:
-        if len(product_ids) > _FEW_IDS:
+    def _keep(self, key: _Key, made: ProductSet) -> None:
+        with self._lock:
+            self._kept[key] = made
+            total = sum(kept.nbytes for kept in self._kept.values())
+            while len(self._kept) > 1 and (len(self._kept) > _CACHED or total > _CACHED_BYTES):
+                total -= self._kept.popitem(last=False)[1].nbytes
+
+    def _filtered(self, text: str) -> ProductSet:
+        key: _Key = (text, (), ())
+        if (found := self._known(key)) is not None:
+            return found
+        try:
+            mask = parse_filter(text).evaluate(self._catalog.table)
+        except InvalidInput as error:
+            message = str(error).partition(": ")[2]
+            raise InvalidInput("options.filter", message) from None
+        made = ProductSet.from_mask(mask)
+        self._keep(key, made)
+        return made
+
+    def _classes(self, product_ids: Sequence[str]) -> NDArray[np.int64]:
+        """The classes of those ids that are in the catalog."""
+        if len(product_ids) * _PASS > len(self._catalog):
             ids = self._catalog.table[ID_COLUMN]
             listed = pc.is_in(ids, value_set=pa.array(product_ids, ids.type))
-            mask: NDArray[np.bool_] = listed.to_numpy(zero_copy_only=False)
-            return mask
-        mask = np.zeros(len(self._catalog), np.bool_)
-        classes = [self._catalog.class_of(product_id) for product_id in product_ids]
-        mask[[found for found in classes if found is not None]] = True
-        return mask
+            return np.flatnonzero(listed.to_numpy(zero_copy_only=False))
+        found = [self._catalog.class_of(product_id) for product_id in product_ids]
+        return np.array([one for one in found if one is not None], np.int64)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mach.errors import InvalidInput
 
-__all__ = ["atomic_path", "check_target", "write_atomically"]
+__all__ = ["atomic_path", "check_target", "flush", "write_atomically"]
 
 
 def check_target(field: str, path: Path) -> None:
@@ -54,6 +54,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
             draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Have the disk hold what was written to a file, or a directory's names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_atomically(path: Path, content: str | bytes, *, mode: int = 0o644) -> None:

@@ -37,6 +37,7 @@ def collect(plan: Plan, out: Path, reporter: Reporter) -> Manifest:
 
     Raises:
         BundleError: if a repetition is not finished or ``out`` exists.
+        DataError: if the prepared data are damaged.
         ConfigError: if the disk is full.
     """
     settings = plan.settings
@@ -47,6 +48,7 @@ def collect(plan: Plan, out: Path, reporter: Reporter) -> Manifest:
             raise BundleError(f"repetition {repetition} is not finished in {plan.models}")
         records.append(record)
     data = PreparedData.open(plan.data)
+    data.check()
     hashes = plan.hash(data.num_classes, settings.repetitions)
     table = BucketTable.from_hash(hashes, data.num_classes)
     models = [plan.models / repetition_file(r) for r in range(settings.repetitions)]

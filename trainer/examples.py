@@ -180,7 +180,7 @@ class ExamplesReader:
                 size = (directory / f"{name}.bin").stat().st_size
                 if size != length * _ARRAYS[name].itemsize:
                     raise DataError(directory / f"{name}.bin", "is damaged: its length is wrong")
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(directory, f"prepared data cannot be read: {error}") from error
 
     def __len__(self) -> int:

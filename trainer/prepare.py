@@ -11,8 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mach.bundle import CATALOG_FILE, FEATURES_FILE, Catalog, write_catalog, write_features
+from mach.bundle import (
+    CATALOG_FILE,
+    FEATURES_FILE,
+    Catalog,
+    FileEntry,
+    hash_file,
+    write_catalog,
+    write_features,
+)
 from mach.errors import DataError, InvalidInput
+from mach.files import flush
 from trainer.catalog import catalog_from_log, read_catalog
 from trainer.examples import ExamplesReader
 from trainer.featurize import count_features, write_examples
@@ -25,6 +34,7 @@ from trainer.spill import Groups
 __all__ = ["PreparedData", "prepare"]
 
 _INFO_FILE = "data.json"
+_FILES = (CATALOG_FILE, FEATURES_FILE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,12 +47,14 @@ class PreparedData:
         num_classes: K.
         num_features: F.
         report: counts of what was read and what was skipped, for the manifest.
+        files: lengths and hashes of those that go into the bundle as they are, by name.
     """
 
     directory: Path
     num_classes: int
     num_features: int
     report: dict[str, Any]
+    files: dict[str, FileEntry]
 
     @classmethod
     def open(cls, directory: Path) -> PreparedData:
@@ -53,21 +65,27 @@ class PreparedData:
         """
         try:
             info = json.loads((directory / _INFO_FILE).read_text())
-            return cls(directory, info["num_classes"], info["num_features"], info["report"])
-        except (OSError, ValueError, KeyError) as error:
+            files = {name: FileEntry(**info["files"][name]) for name in _FILES}
+            return cls(directory, info["num_classes"], info["num_features"], info["report"], files)
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(directory, f"prepared data cannot be read: {error}") from error
 
     def check(self) -> None:
-        """Look at the files' lengths.
+        """Hash what goes into the bundle, and look at the length of what is only trained on.
 
         Raises:
-            DataError: if one is missing or has a wrong length.
+            DataError: if a file is missing, or is not as it was written.
         """
         ExamplesReader(self.directory / "train")
         ExamplesReader(self.directory / "held-out")
-        for name in (CATALOG_FILE, FEATURES_FILE):
-            if not (self.directory / name).is_file():
-                raise DataError(self.directory / name, "is missing")
+        for name, entry in self.files.items():
+            path = self.directory / name
+            try:
+                intact = path.stat().st_size == entry.size and hash_file(path) == entry
+            except OSError as error:
+                raise DataError(path, f"cannot be read: {error.strerror}") from error
+            if not intact:
+                raise DataError(path, "is damaged: its content has changed")
 
     @property
     def train(self) -> ExamplesReader:
@@ -103,6 +121,7 @@ def prepare(
         _prepare(interactions, catalog, settings, staging, reporter)
         with suppress(OSError):  # taken: another process was faster
             staging.rename(directory)
+            flush(directory.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return PreparedData.open(directory)
@@ -153,8 +172,11 @@ def _prepare(
         "num_classes": len(products),
         "num_features": featurizer.num_features,
         "report": counts,
+        "files": {name: hash_file(staging / name).model_dump() for name in _FILES},
     }
     (staging / _INFO_FILE).write_text(json.dumps(info))
+    for path in (*staging.rglob("*"), staging):
+        flush(path)
     reporter.say(
         f"{report.rows:,} rows: {counts['queries']:,} queries to train on, "
         f"{counts['held_out_queries']:,} held out, "

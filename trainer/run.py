@@ -69,6 +69,7 @@ def _prepared(job: Job, reporter: Reporter) -> Plan:
     if directory.exists():
         reporter.say("the prepared data of an earlier run are used")
         data = PreparedData.open(directory)
+        data.check()
     else:
         workspace.create(workspace.root)
         try:

@@ -133,8 +133,9 @@ class Manifest(BaseModel):
         return cls.model_validate(content | {"version": cls._version_of(content)})
 
     def to_json(self) -> str:
-        """The text of ``manifest.json``."""
-        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+        """The text of ``manifest.json``: what was written, which its version is of."""
+        fields = self.model_dump(mode="json", exclude_unset=True)
+        return json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
 
 
 def parse_manifest(data: bytes, where: str) -> Manifest:

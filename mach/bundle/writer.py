@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +13,7 @@ import pyarrow as pa
 from mach.bundle.manifest import MANIFEST_FILE, FileEntry, Manifest
 from mach.errors import BundleError
 from mach.features import Featurizer
+from mach.files import flush
 
 __all__ = ["hash_blocks", "hash_file", "seal", "write_features"]
 
@@ -40,14 +40,6 @@ def write_features(path: Path, featurizer: Featurizer) -> None:
     table = featurizer.to_arrow()
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def seal(staging: Path, out: Path, **fields: Any) -> Manifest:
@@ -79,8 +71,8 @@ def seal(staging: Path, out: Path, **fields: Any) -> Manifest:
         raise BundleError(f"{staging} is no complete bundle: {error}") from error
     (staging / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     for path in staging.iterdir():
-        _sync(path)
-    _sync(staging)
+        flush(path)
+    flush(staging)
     staging.rename(out)
-    _sync(out.parent)
+    flush(out.parent)
     return manifest

@@ -15,8 +15,11 @@ __all__ = ["magic_of", "multiply_mod", "reduce_mod"]
 
 
 def magic_of(multiplier: int, modulus: int) -> int:
-    """``floor(multiplier * 2**32 / modulus)``, for :func:`multiply_mod` and :func:`reduce_mod`."""
-    return (int(multiplier) << 32) // int(modulus)
+    """``floor(multiplier * 2**32 / modulus)``, for :func:`multiply_mod` and :func:`reduce_mod`.
+
+    Less one for 1 / 1, so that it fits 32 bits: the quotient is then one too small, as it may be.
+    """
+    return min((int(multiplier) << 32) // int(modulus), (1 << 32) - 1)
 
 
 @njit(nogil=True, cache=True, inline="always")

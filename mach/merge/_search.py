@@ -81,6 +81,12 @@ class Plan(NamedTuple):
     compiled: AffinePlan | StoredPlan
     sizes: NDArray[np.int64]  # (n, B): how many products a stored bucket has; or empty
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what was prepared; what the table holds itself is not counted."""
+        arrays = (a for a in (*self.compiled, self.sizes) if isinstance(a, np.ndarray))
+        return sum(a.nbytes for a in arrays if a.base is None)
+
 
 def may_walk(products: int, unit: float, rows: int, buckets: int) -> bool:
     """Whether walking can be quicker than scanning so many products."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from mach.merge.table import BucketTable
 __all__ = ["TopK"]
 
 _COLUMNS_BYTES = 128 << 20  # up to here the buckets of all products are kept, for scans
-_PLANS_KEPT = 64
+_PLANS_BYTES = 64 << 20  # of plans for some repetitions that are kept, or one
 
 
 class TopK:
@@ -42,7 +43,9 @@ class TopK:
 
     def __init__(self, table: BucketTable, *, warm: bool = True) -> None:
         self.table = table
-        self._plans: OrderedDict[bytes, Plan] = OrderedDict()
+        self._plans: OrderedDict[bytes, Plan] = OrderedDict()  # what was used last comes last
+        self._plans_lock = Lock()
+        self._all = table.checked_repetitions(None).tobytes()
         self._workspaces: list[Workspace] = []
         self._no_sizes = np.empty((0, 0), np.int64)
         columns = np.empty((0, 0), table.dtype)
@@ -144,18 +147,30 @@ class TopK:
     def _plan(self, repetitions: Sequence[int] | NDArray[np.integer[Any]] | None) -> Plan:
         rows = self.table.checked_repetitions(repetitions)
         key = rows.tobytes()
-        plan = self._plans.get(key)
-        if plan is None:
-            if self.table.hash is not None:
-                plan = Plan(rows, plan_affine(self.table.hash, rows), self._no_sizes)
-            else:
-                assert self.table.starts is not None
-                sizes = np.diff(self.table.starts[rows], axis=1)
-                plan = Plan(rows, plan_stored(self.table, rows), sizes)
+        with self._plans_lock:
+            plan = self._plans.get(key)
+            if plan is not None:
+                self._plans.move_to_end(key)
+                return plan
+        if self.table.hash is not None:
+            plan = Plan(rows, plan_affine(self.table.hash, rows), self._no_sizes)
+        else:
+            assert self.table.starts is not None
+            sizes = np.diff(self.table.starts[rows], axis=1)
+            plan = Plan(rows, plan_stored(self.table, rows), sizes)
+        with self._plans_lock:
             self._plans[key] = plan
-            while len(self._plans) > _PLANS_KEPT:
-                self._plans.popitem(last=False)
+            self._drop_plans(key)
         return plan
+
+    def _drop_plans(self, newest: bytes) -> None:
+        """Drop plans for some repetitions that were used longest ago; all are wanted again."""
+        sizes = {key: plan.nbytes for key, plan in self._plans.items() if key != self._all}
+        total = sum(sizes.values())
+        for key, size in sizes.items():
+            if total > _PLANS_BYTES and key != newest:
+                del self._plans[key]
+                total -= size
 
     @contextmanager
     def _workspace(self, plan: Plan) -> Iterator[Workspace]:

@@ -12,7 +12,7 @@ from mach.errors import InvalidInput
 
 __all__ = ["ProductSet"]
 
-_LIST_SHARE = 8  # a set of up to K / 8 products is kept as a list too: 4 bytes against K / 8
+_LIST_SHARE = 8  # a set of up to K / 8 products is kept as a list
 
 
 class ProductSet:
@@ -93,12 +93,20 @@ class ProductSet:
         if size * _LIST_SHARE <= num_classes:
             bits = np.unpackbits(bitmap, count=num_classes, bitorder="little")
             listed = np.flatnonzero(bits).astype(np.uint32)
-        return cls(num_classes, listed, bitmap, size, blocked)
+        return cls(num_classes, listed, bitmap if listed is None else None, size, blocked)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory."""
+        arrays = (self.listed, self.bitmap, self.blocked)
+        return sum(array.nbytes for array in arrays if array is not None)
 
     def __contains__(self, label: int) -> bool:
         """Whether class ``label`` is allowed."""
+        if not 0 <= label < self.num_classes:
+            return False
         one = np.array([label], np.uint32)
-        if not 0 <= label < self.num_classes or np.isin(one, self.blocked)[0]:
+        if np.isin(one, self.blocked)[0]:
             return False
         if self.listed is not None:
             return bool(np.isin(one, self.listed)[0])

@@ -97,6 +97,10 @@ TYPED = {
     "dur": pa.array([1, 2, None], pa.duration("s")),
     "zoned": pa.array([1704240000, 1704240001, None], pa.timestamp("s", "Europe/Berlin")),
     "plain": pa.array([1704240000, 1704240001, None], pa.timestamp("s")),
+    "nanos": pa.array([1704240000 * 10**9 + 1, 1704326400 * 10**9 + 1, None], pa.timestamp("ns")),
+    "f32": pa.array([0.1, np.nan, None], pa.float32()),
+    "few": pa.array([0.1, np.nan, None], pa.float32()).dictionary_encode(),
+    "wide": pa.array([Decimal("-1e35"), Decimal(1), None], pa.decimal128(38, 2)),
     "view": pa.array(["a", "b", None], pa.string_view()),
     "coarse": pa.array([None, None, None], pa.decimal128(5, -2)),
     "interval": pa.array([None, None, None], pa.month_day_nano_interval()),
@@ -134,6 +138,21 @@ TYPED = {
         ("f16 >= 1.0001", [1]),
         ("f64 = 1152921504606846976", [0]),
         ("f64 = 0.1", [1]),
+        ("f64 IN (0.1, 3)", [1]),
+        ("f32 = 0.1", [0]),
+        ("f32 <= 0.1", [0]),
+        ("f32 IN (0.1, 7)", [0]),
+        ("f32 IS NULL", [1, 2]),
+        ("NOT f32 > 5", [0]),
+        ("dec IN (1.5, 1.501, 1e300)", [0]),
+        ("dec NOT IN (1.501)", [0, 1]),
+        ("wide > -1e36", [0, 1]),
+        ("wide > -1e400", [0, 1]),
+        ("wide < -1e36", []),
+        ("i64 IN (1.5, 1e300)", []),
+        ("few = 0.1", [0]),
+        ("few IS NOT NULL", [0]),
+        ("few NOT IN (7)", [0]),
         ("dec > 1.499", [0]),
         ("dec = 1.500", [0]),
         ("dec = 1.501", []),
@@ -148,6 +167,10 @@ TYPED = {
         ('zoned = "2024-01-03 01:00:00+01:00"', [0]),
         ('plain = "2024-01-03"', [0]),
         ('view = "a"', [0]),
+        ('view IN ("a", "c")', [0]),
+        ('view NOT IN ("a", "c")', [1]),
+        ('zoned IN ("2024-01-03 00:00:01", "2025-01-01")', [1]),
+        ('nanos IN ("2024-01-03", "2024-01-04 00:00:00.000000001")', [1]),
     ],
 )
 def test_every_type_is_compared_without_rounding(text, rows):
@@ -189,6 +212,30 @@ def test_depth_is_bounded():
     assert parse_filter(nested).evaluate(TABLE).sum() == 2
     many = " OR ".join(["in_stock"] * 500)
     assert parse_filter(many).evaluate(TABLE).sum() == 2
+    for one in ("stock IS NOT NULL", "stock NOT IN (1)", "NOT stock = 1"):
+        assert parse_filter(" AND ".join([one] * 150)).evaluate(TABLE).sum() == 3
+    words = ", ".join(f"'not not {i}'" for i in range(150))
+    assert parse_filter(f"category IN ({words})").evaluate(TABLE).sum() == 0
+    with pytest.raises(InvalidInput, match="nested"):
+        parse_filter("NOT (NOT (" * 40 + "in_stock" + "))" * 40)
+
+
+def test_messages_are_short():
+    table = pa.table({f"attribute{i}": [1] for i in range(900)})
+    for text in ("x" * 5000, "é" * 5000 + " = 1", f"attribute1 = '{'x' * 5000}'"):
+        with pytest.raises(InvalidInput) as caught:
+            parse_filter(text).evaluate(table)
+        assert len(str(caught.value)) < 600
+
+
+def test_long_conditions():
+    rows, values = 200_000, 300
+    table = pa.table({"n": np.arange(rows) % 1000, "s": pa.array(["a", "b"] * (rows // 2))})
+    table = table.append_column("d", table["s"].dictionary_encode())
+    numbers = ", ".join(map(str, range(values)))
+    assert parse_filter(f"n IN ({numbers})").evaluate(table).sum() == rows * values // 1000
+    others = " AND ".join(f"d != '{i}'" for i in range(values))
+    assert parse_filter(f"d = 'a' AND {others}").evaluate(table).sum() == rows // 2
 
 
 @given(st.text(max_size=40))

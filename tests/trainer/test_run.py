@@ -198,12 +198,29 @@ def test_a_damaged_model_is_trained_again(job, tmp_path, silent, trained):
     assert trained == [1]
 
 
-def test_damaged_data_are_prepared_again(job, silent):
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("train/classes.bin", lambda data: data[:-1]),
+        ("train/examples.json", lambda data: b"[]"),
+        ("catalog.arrow", lambda data: data[:-1]),
+        ("catalog.arrow", lambda data: data.replace(b"p", b"q")),
+        ("features.arrow", lambda data: data[:500]),
+        ("data.json", lambda data: b"[]"),
+    ],
+)
+def test_damaged_data_are_prepared_again(job, tmp_path, silent, name, damage):
     train_one(job, 0, silent)
-    (path,) = Workspace(job.out).root.glob("data-*/train/classes.bin")
-    path.write_bytes(path.read_bytes()[:-1])
+    (path,) = Workspace(job.out).root.glob(f"data-*/{name}")
+    whole = path.read_bytes()
+    assert damage(whole) != whole
+    path.write_bytes(damage(whole))
+    with pytest.raises(DataError, match=r"damaged|cannot be read"):
+        collect_bundle(job, silent)
     train(job, silent)
-    Bundle.open(job.out).verify()
+    bundle = Bundle.open(job.out)
+    bundle.verify()
+    assert len(bundle.catalog) == bundle.manifest.num_classes
 
 
 def test_other_settings_start_over(job, silent, trained, capsys):

@@ -82,3 +82,13 @@ def test_no_time_left_returns_at_once_with_what_there_is(table):
 def test_a_budget_of_nothing_is_refused(arguments):
     with pytest.raises(InvalidInput):
         WorkBudget(**arguments)
+
+
+def test_one_bucket_holds_every_product():
+    hashing = UniversalHash.draw(K, 1, 4, 0)
+    scores = np.array([[-1], [-2], [-3], [-4]], np.float32)
+    engine = TopK(BucketTable.from_hash(hashing, K), warm=False)
+    for budget in (None, WorkBudget(max_candidates=10 * K), WorkBudget(seconds=60)):
+        result = engine.search(scores, 3, budget=budget)
+        np.testing.assert_array_equal(result.classes, [0, 1, 2])
+        np.testing.assert_array_equal(result.scores, [-10.0] * 3)

@@ -328,3 +328,25 @@ def test_one_nan_among_many_is_found():
     scores[1, 7] = np.nan
     with pytest.raises(InvalidInput, match="NaN"):
         TopK(table).search(scores, 5)
+
+
+def test_plans_for_some_repetitions_are_kept_within_bounds(monkeypatch):
+    table = BucketTable.from_hash(UniversalHash.draw(5000, 50, 8, 0), 5000)
+    top_k = TopK(table)
+    alone = top_k.index_bytes
+    all_of_them = top_k._plan(None)
+    size = top_k._plan([0, 1, 2]).nbytes
+    assert size > 0
+    monkeypatch.setattr(engine, "_PLANS_BYTES", 3 * size)
+    for first in range(6):
+        for second in range(first + 1, 7):
+            top_k._plan([first, second, 7])
+            top_k._plan([0, 1, 2])  # what is in use stays
+    assert top_k._plan(None) is all_of_them
+    assert top_k.index_bytes <= alone + 3 * size
+    kept = top_k._plan([0, 1, 2])
+    assert top_k._plan([0, 1, 2]) is kept
+    monkeypatch.setattr(engine, "_PLANS_BYTES", 0)
+    newest = top_k._plan([0, 7])
+    assert top_k._plan([0, 7]) is newest
+    assert len(top_k._plans) == 2

@@ -101,3 +101,8 @@ def test_a_long_list_is_kept_as_bits():
     assert many.listed is None and many.bitmap is not None
     assert many.size == K // 8 + 1
     assert K // 8 in many and K // 8 + 1 not in many
+
+
+def test_what_is_no_class_is_in_no_set():
+    for products in (ProductSet.allow([5], K), ProductSet.block([5], K)):
+        assert [label in products for label in (-1, K, 2**40)] == [False] * 3
