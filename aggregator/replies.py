@@ -17,6 +17,9 @@ from mach.v1 import search_pb2
 __all__ = ["fill_result", "fill_timings", "plain", "shard_state"]
 
 
+_EXACT = 2**53
+
+
 def fill_result(message: search_pb2.SearchResult, result: SearchResult) -> None:
     """Write one query's result."""
     add = message.products.add
@@ -69,13 +72,14 @@ def shard_state(endpoint: Endpoint, fleet: Fleet) -> search_pb2.ShardState:
 def plain(value: Any) -> Any:
     """What a ``google.protobuf.Struct`` can hold.
 
-    Dates and times become ISO 8601 text, decimals numbers, bytes base64; what is not a number
-    has no JSON form and becomes null.
+    Dates and times become ISO 8601 text, decimals numbers, whole numbers beyond 2**53, of which
+    a double loses digits, text, bytes base64; what is not a number has no JSON form and becomes
+    null.
     """
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, int | float | Decimal):
-        return float(value) if math.isfinite(value) else None
+        return _number(value)
     if isinstance(value, dict):
         return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -83,3 +87,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return base64.b64encode(value).decode("ascii")
     return value.isoformat() if isinstance(value, date | time) else str(value)
+
+
+def _number(value: float | Decimal) -> float | str | None:
+    if isinstance(value, int) and abs(value) > _EXACT:
+        return str(value)
+    return float(value) if math.isfinite(value) else None

@@ -45,10 +45,9 @@ class Restrictions:
         Raises:
             InvalidInput: naming the field, if the filter cannot be read.
         """
-        allowed, blocked = options.allowed_product_ids, options.blocked_product_ids
-        key = (options.filter, allowed, blocked)
-        if (found := self._known(key)) is not None:
+        if (found := self.known(options)) is not None:
             return found
+        allowed, blocked = options.allowed_product_ids, options.blocked_product_ids
         parts = []
         if allowed:
             parts.append(ProductSet.allow(self._classes(allowed), len(self._catalog)))
@@ -59,8 +58,14 @@ class Restrictions:
         made = parts[0] if parts else ProductSet.block([], len(self._catalog))
         for part in parts[1:]:
             made &= part
-        self._keep(key, made)
+        self._keep((options.filter, allowed, blocked), made)
         return made
+
+    def known(self, options: SearchOptions) -> ProductSet | None:
+        """What :meth:`product_set` returns, if it need not be made."""
+        return self._known(
+            (options.filter, options.allowed_product_ids, options.blocked_product_ids)
+        )
 
     def _known(self, key: _Key) -> ProductSet | None:
         with self._lock:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mach.errors import InvalidInput
 
-__all__ = ["atomic_path", "check_target", "flush", "write_atomically"]
+__all__ = ["atomic_path", "check_target", "flush", "naming", "write_atomically"]
 
 
 def check_target(field: str, path: Path) -> None:
@@ -28,7 +28,7 @@ def check_target(field: str, path: Path) -> None:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """What goes wrong with the file beside ``path`` is told of ``path``, which people know."""
     try:
         yield
@@ -41,13 +41,13 @@ def _naming(path: Path) -> Iterator[None]:
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A file beside ``path`` to write to; at the end flushed and renamed to it, else removed."""
-    with _naming(path):
+    with naming(path):
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(descriptor)
     draft = Path(name)
     try:
         yield draft
-        with _naming(path):
+        with naming(path):
             with draft.open("rb+") as file:
                 os.fsync(file.fileno())
             draft.chmod(0o644)
@@ -77,7 +77,7 @@ def write_atomically(path: Path, content: str | bytes, *, mode: int = 0o644) -> 
         OSError: if ``path`` cannot be written; its ``filename`` is ``path``.
     """
     data = content.encode() if isinstance(content, str) else content
-    with _naming(path):
+    with naming(path):
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with os.fdopen(descriptor, "wb") as file:

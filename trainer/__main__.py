@@ -9,6 +9,8 @@ import typer
 from mach.errors import MachError, UserError
 from trainer.command import make_command
 
+_INTERRUPTED, _CONTINUES = 130, "interrupted; the same command continues"
+
 
 def main() -> None:
     """Run the command line. Exit codes as of ``mach``: 2 a mistake to mend, 1 a failure."""
@@ -17,7 +19,15 @@ def main() -> None:
     try:
         app(prog_name="python -m trainer")
     except KeyboardInterrupt:
-        sys.exit(_fail("interrupted; the same command continues", 130))
+        sys.exit(_fail(_CONTINUES, _INTERRUPTED))
+    except SystemExit as leaving:
+        if leaving.code == _INTERRUPTED:  # typer caught it, and said nothing
+            print(_CONTINUES, file=sys.stderr)
+        raise
+    except SystemError as error:  # from compiled code
+        if not isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
+            raise
+        sys.exit(_fail(_CONTINUES, _INTERRUPTED))
     except MachError as error:
         sys.exit(_fail(f"error: {error}", 2 if isinstance(error, UserError) else 1))
     except OSError as error:

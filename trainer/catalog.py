@@ -52,6 +52,8 @@ def read_catalog(path: Path) -> pa.Table:
     except (pa.ArrowException, OSError, EOFError) as error:
         message = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(path, f"cannot be read: {message}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(path, "the names of its columns are not UTF-8 text") from error
     _check_columns(path, table.column_names)
     if not table.num_rows:
         raise DataError(path, "has no rows")
@@ -59,6 +61,9 @@ def read_catalog(path: Path) -> pa.Table:
         raise DataError(path, f"has more than {MAX_CLASSES} products")
     ids = _ids(path, table[ID_COLUMN])
     table = table.set_column(table.column_names.index(ID_COLUMN), ID_COLUMN, ids)
+    for at, field in enumerate(table.schema):
+        if pa.types.is_string_view(field.type):
+            table = table.set_column(at, field.name, table[at].cast(pa.large_string()))
     _check_text(path, table)
     return table
 
@@ -86,6 +91,10 @@ def _check_text(path: Path, table: pa.Table) -> None:
 def _read_csv(path: Path, kind: str, compression: str | None) -> pa.Table:
     table = _parse_csv(path, kind, compression, [ID_COLUMN, TITLE_COLUMN])
     _check_columns(path, table.column_names)
+    for field in table.schema:
+        if pa.types.is_binary(field.type):  # what Arrow makes of text that is not UTF-8
+            row = _first_not_utf8(table[field.name])
+            raise DataError(path, f"{field.name} is not UTF-8 text", row)
     numbers = [
         field.name
         for field in table.schema
@@ -101,6 +110,15 @@ def _read_csv(path: Path, kind: str, compression: str | None) -> pa.Table:
         if pc.any(pc.match_substring_regex(written[name], code)).as_py():
             table = table.set_column(table.column_names.index(name), name, written[name])
     return table
+
+
+def _first_not_utf8(column: pa.ChunkedArray) -> int:
+    for row, value in enumerate(column, start=1):
+        try:
+            (value.as_py() or b"").decode()
+        except UnicodeDecodeError:
+            return row
+    raise AssertionError("all of it is UTF-8")
 
 
 def _parse_csv(
@@ -131,6 +149,9 @@ def _read_jsonl(path: Path, stream: pa.NativeFile) -> pa.Table:
     rows = json_rows(path, stream)
     while chunk := list(islice(rows, _CHUNK)):
         names = dict.fromkeys(name for _, row in chunk for name in row)
+        for name in names:
+            if name != name.encode(errors="replace").decode():  # half of a surrogate pair
+                raise DataError(path, f"{name!r} cannot be the name of a column")
         tables.append(pa.table({name: _json_column(path, name, chunk) for name in names}))
     if not tables:
         raise DataError(path, "has no rows")
@@ -160,7 +181,10 @@ def _json_column(path: Path, name: str, chunk: list[tuple[int, dict[str, Any]]])
 
 def _ids(path: Path, column: pa.ChunkedArray) -> pa.Array:
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if pa.types.is_floating(kind) or pa.types.is_nested(kind) or pa.types.is_boolean(kind):
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    text = text or pa.types.is_string_view(kind) or pa.types.is_null(kind)
+    text = text or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    if not (text or pa.types.is_integer(kind)):
         raise DataError(path, f"column {ID_COLUMN} is {kind}, it must be text or whole numbers")
     try:
         ids = column.cast(pa.large_string()).combine_chunks()

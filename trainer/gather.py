@@ -141,6 +141,8 @@ def _check_skipped(
     report: SkipReport, paths: Sequence[Path], catalog: Path | None, settings: TrainSettings
 ) -> None:
     report.check_rows(paths[0], settings.max_skipped)
+    if not report.pairs:
+        raise DataError(paths[0], "no row has a query and a product")
     unknown = report.skipped.get(UNKNOWN_PRODUCT, 0)
     if unknown > settings.max_unknown * report.pairs or unknown == report.pairs:
         raise DataError(

@@ -88,6 +88,7 @@ NO_PRODUCT = "row without a product skipped"
 NO_WEIGHT = "row of weight 0 skipped"
 UNKNOWN_PRODUCT = "pair skipped, its product is not in the catalog"
 LONG_QUERY = f"query cut to {MAX_QUERY_CHARACTERS} characters"
+BROKEN_LINE = "query or product id with a line break (is a quote never closed?)"
 ROW_REASONS = (NO_QUERY, NO_PRODUCT, NO_WEIGHT)
 
 
@@ -191,6 +192,10 @@ def _clean(path: Path, batch: TableBatch, report: SkipReport) -> InteractionBatc
         products = products.filter(pa.array(kept_pairs))
         pair_rows = (np.cumsum(keep) - 1)[pair_rows[kept_pairs]]
         queries, weights = queries.filter(pa.array(keep)), weights[keep]
+    broken = np.zeros(num_rows, bool)
+    broken[keep] = _has_line_break(queries)
+    broken[np.flatnonzero(keep)[pair_rows[_has_line_break(products)]]] = True
+    count(BROKEN_LINE, broken)
     long = np.zeros(num_rows, bool)
     long[keep] = pc.utf8_length(queries).to_numpy(zero_copy_only=False) > MAX_QUERY_CHARACTERS
     if long.any():
@@ -199,6 +204,11 @@ def _clean(path: Path, batch: TableBatch, report: SkipReport) -> InteractionBatc
     return InteractionBatch(
         queries, weights, pair_rows, products, f"{path}, from row {batch.first_row}"
     )
+
+
+def _has_line_break(texts: pa.Array) -> NDArray[np.bool_]:
+    found: NDArray[np.bool_] = pc.match_substring(texts, "\n").to_numpy(zero_copy_only=False)
+    return found
 
 
 def _filled(texts: pa.Array) -> NDArray[np.bool_]:

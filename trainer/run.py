@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +28,9 @@ from trainer.workers import LocalExecutor
 from trainer.workspace import Workspace, clear_message
 
 __all__ = ["Job", "collect_bundle", "prepare_data", "train", "train_one"]
+
+
+_MOST_NAME_BYTES = 200  # of the bundle: a file system takes 255 with what is put around it
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,10 @@ def _check(job: Job) -> None:
         raise BundleError(f"{job.out} exists already; a bundle is never overwritten")
     if not job.out.parent.is_dir():
         raise InvalidInput("out", f"there is no directory {job.out.parent}")
+    if job.out.is_symlink():
+        raise InvalidInput("out", f"{job.out} is a link to what does not exist")
+    if len(os.fsencode(job.out.name)) > _MOST_NAME_BYTES:
+        raise InvalidInput("out", f"its name is longer than {_MOST_NAME_BYTES} bytes")
 
 
 def _prepared(job: Job, reporter: Reporter) -> Plan:

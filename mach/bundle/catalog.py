@@ -29,7 +29,7 @@ def write_catalog(path: Path, table: pa.Table) -> None:
     search in the mapped file, without an index, and equal scores rank by product id.
 
     Raises:
-        DataError: if ids are missing, empty or not unique.
+        DataError: if ids are missing, empty or not unique, or values nested too deep.
     """
     table = table.set_column(
         table.column_names.index(ID_COLUMN), ID_COLUMN, table[ID_COLUMN].cast(pa.large_string())
@@ -45,8 +45,26 @@ def write_catalog(path: Path, table: pa.Table) -> None:
         same = pa.compute.equal(ids.slice(1), ids.slice(0, len(ids) - 1))
         if (row := pa.compute.index(same, True).as_py()) >= 0:
             raise DataError(path, f"product_id {ids[row].as_py()!r} occurs more than once")
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
+    try:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    except pa.ArrowInvalid as error:
+        raise DataError(path, f"cannot be written: {error}") from error
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    try:
+        return scalar.as_py()
+    except (ValueError, OverflowError, pa.ArrowException):
+        pass
+    if isinstance(scalar, pa.StructScalar):
+        return {name: _value(part) for name, part in scalar.items()}
+    if isinstance(scalar, pa.ListScalar):
+        return [_value(part) for part in scalar.values]
+    if isinstance(scalar, pa.TimestampScalar):  # its zone may be unknown
+        text = str(scalar.cast(pa.timestamp(scalar.type.unit)).cast(pa.string()))
+        return text.replace(" ", "T", 1) + ("Z" if scalar.type.tz else "")
+    return str(scalar.cast(pa.string()) if pa.types.is_date(scalar.type) else scalar.value)
 
 
 class Catalog:
@@ -90,12 +108,20 @@ class Catalog:
         return [ids[int(i)].as_py() for i in classes]
 
     def rows(self, classes: Sequence[int] | NDArray[np.int64]) -> list[dict[str, Any]]:
-        """Attributes of ``classes`` (without the id), missing values left out."""
+        """Attributes of ``classes`` (without the id), missing values left out.
+
+        What Python has no value for, such as nanoseconds or the year 10000, is text.
+        """
         picked = self.table.select(self._attributes).take(pa.array(classes, pa.int64()))
-        return [
-            {name: value for name, value in row.items() if value is not None}
-            for row in picked.to_pylist()
-        ]
+        try:
+            rows = picked.to_pylist()
+        except (ValueError, OverflowError, pa.ArrowException):
+            columns = [[_value(scalar) for scalar in column] for column in picked.columns]
+            rows = [
+                dict(zip(self._attributes, row, strict=True))
+                for row in zip(*columns, strict=True)
+            ]
+        return [{name: value for name, value in row.items() if value is not None} for row in rows]
 
     def class_of(self, product_id: str) -> int | None:
         """The class of an id, or None; a binary search of log2(K) steps."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from rich.text import Text
@@ -29,6 +29,7 @@ COMMANDS = (
     "quickstart",
 )
 BENCH_COMMANDS = ("bench_merge", "bench_fleet")
+_INTERRUPTED = 130
 
 
 def _print_version(wanted: bool) -> None:
@@ -74,18 +75,33 @@ def main(arguments: list[str] | None = None) -> Any:
     try:
         build_app()(arguments)
     except KeyboardInterrupt:
-        err.print("interrupted")
-        sys.exit(130)
+        _leave_interrupted()
+    except SystemExit as leaving:
+        if leaving.code == _INTERRUPTED:  # typer caught it, and said nothing
+            _leave_interrupted()
+        raise
+    except SystemError as error:  # from compiled code
+        if not isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
+            raise
+        _leave_interrupted()
     except MachError as error:
         _print_error(str(error))
         sys.exit(2 if isinstance(error, UserError) else 1)
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except MemoryError as error:
+        _print_error(f"not enough memory: {error}")
+        sys.exit(2)
     except OSError as error:
         _print_error(_os_error(error))
         sys.exit(2)
     sys.exit(0)
+
+
+def _leave_interrupted() -> NoReturn:
+    err.print("interrupted")
+    sys.exit(_INTERRUPTED)
 
 
 def _os_error(error: OSError) -> str:

@@ -111,7 +111,7 @@ def register(app: typer.Typer) -> None:
         --concurrency 16.
         """
         from mach.bundle import Bundle
-        from mach.errors import InvalidInput
+        from mach.errors import InvalidInput, Unavailable
         from mach.files import check_target, write_atomically
         from mach.fleet import LocalFleet
         from mach.loadtest import LoadPlan, MetricsCpu
@@ -149,6 +149,9 @@ def register(app: typer.Typer) -> None:
         out.print(_table(report))
         if json_file is not None:
             write_atomically(json_file, json.dumps(report.to_json(), indent=2) + "\n")
+        if not report.queries:
+            failed = ", ".join(f"{count:,} x {name}" for name, count in report.statuses.items())
+            raise Unavailable(f"no query was answered ({failed or 'none was sent'})")
 
 
 def _table(report: LoadReport) -> Table:

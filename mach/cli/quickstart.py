@@ -42,7 +42,9 @@ def register(app: typer.Typer) -> None:
         products: int = typer.Option(3_000, min=100, help="Products in the simulated store."),
         clicks: int = typer.Option(60_000, min=1_000, help="Rows of its query log."),
         repetitions: int = typer.Option(4, min=1, max=64, help="R."),
-        seed: int = typer.Option(0, min=0, help="The same seed invents the same store."),
+        seed: int = typer.Option(
+            0, min=0, max=2**63 - 1, help="The same seed invents the same store."
+        ),
         keep: Path = typer.Option(None, help="Keep data and bundle in this new directory."),
     ) -> None:
         """Invent a store, train on its log, serve the bundle, search it, stop.

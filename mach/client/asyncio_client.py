@@ -13,6 +13,7 @@ import grpc.aio
 from mach.client.calls import (
     Query,
     channel_options,
+    check_timeout,
     make_metadata,
     make_options,
     make_queries,
@@ -71,7 +72,7 @@ class AsyncMachClient:
         options = channel_options(max_attempts, max_message_bytes)
         self._metadata = token_metadata(token)
         self._connection = _AsyncioConnection(address, tls, options)
-        self._timeout = timeout
+        self._timeout = check_timeout(timeout)
 
     async def search(
         self,
@@ -203,10 +204,10 @@ class AsyncMachClient:
         return read_description(response)
 
     def _seconds(self, timeout: float | None) -> float:
-        return self._timeout if timeout is None else timeout
+        return self._timeout if timeout is None else check_timeout(timeout)
 
     async def close(self) -> None:
-        """Close the connection; calls in flight fail."""
+        """Close the connection; calls in flight, and later ones, raise ``Unavailable``."""
         await self._connection.close()
 
     async def __aenter__(self) -> AsyncMachClient:

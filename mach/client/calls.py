@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import grpc
@@ -17,6 +18,7 @@ from mach.wire import sparse_to_proto
 __all__ = [
     "Query",
     "channel_options",
+    "check_timeout",
     "make_metadata",
     "make_options",
     "make_query",
@@ -26,6 +28,7 @@ __all__ = [
 #: Text, or one row of features made with the bundle's featurizer.
 Query = str | SparseBatch
 
+_MOST_SECONDS = 365 * 86_400
 _PUSHBACK = "grpc-retry-pushback-ms"
 _REQUEST_ID = "x-request-id"
 _WELL_FORMED_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,63}")  # as the servers read it
@@ -70,6 +73,22 @@ def channel_options(max_attempts: int, max_message_bytes: int) -> list[tuple[str
     ]
 
 
+def check_timeout(timeout: float) -> float:
+    """The seconds a call may take.
+
+    Raises:
+        InvalidInput: if they are no number, not above 0, or more than a year.
+    """
+    if (
+        isinstance(timeout, bool)
+        or not isinstance(timeout, Real)
+        or not 0 < timeout <= _MOST_SECONDS
+    ):
+        message = f"must be above 0 and at most {_MOST_SECONDS} seconds, got {timeout!r}"
+        raise InvalidInput("timeout", message)
+    return timeout
+
+
 def make_query(query: Query, field: str = "query") -> search_pb2.Query:
     """Write a query.
 
@@ -112,8 +131,8 @@ def make_options(
     Raises:
         InvalidInput: if a number cannot be sent, or ids are one text; the server checks the rest.
     """
-    if k < 1:  # 0 would ask for the server's default
-        raise InvalidInput("options.k", f"must be at least 1, got {k}")
+    if not isinstance(k, Integral) or k < 1:  # 0 would ask for the server's default
+        raise InvalidInput("options.k", f"must be a whole number of at least 1, got {k!r}")
     for name, ids in (("allowed", allowed), ("blocked", blocked)):
         if isinstance(ids, str):  # which would be a list of its letters
             raise InvalidInput(name, "must be a list of product ids, got one text")

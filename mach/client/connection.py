@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
@@ -12,7 +13,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import grpc
 
-from mach.errors import InvalidInput, MachError
+from mach.errors import InvalidInput, MachError, Unavailable
 from mach.tls import ClientTls, Tls
 from mach.v1 import search_pb2_grpc
 
@@ -37,6 +38,7 @@ class OpenChannel(Generic[C]):
         self._lock = threading.Lock()
         self._calls = 0
         self._retired = False
+        self.ended = False  # whether its connection was closed
 
     def begin(self) -> bool:
         """Count a call that begins; False where the channel is on its way out."""
@@ -58,6 +60,8 @@ class OpenChannel(Generic[C]):
             unused = self._retired and not self._calls
         if unused:
             self._close(self.channel)
+        if self.ended and error is not None and _is_of_closing(error):
+            raise _closed() from None
 
     def retire(self) -> None:
         """Close it when the last call on it has ended."""
@@ -120,7 +124,13 @@ class Connection(ABC, Generic[C]):
         return OpenChannel(self._make(self._address, credentials), self._close)
 
     def use(self) -> OpenChannel[C]:
-        """The channel for a call that begins now; leave it as a context when the call ends."""
+        """The channel for a call that begins now; leave it as a context when the call ends.
+
+        Raises:
+            Unavailable: if the connection is closed; so does the context of a call in flight then.
+        """
+        if self._closed:
+            raise _closed()
         if self._tls is not None and time.monotonic() >= self._check_at:
             self._look()
         while not (opened := self.current).begin():
@@ -157,7 +167,22 @@ class Connection(ABC, Generic[C]):
         """Of a connection that ends: no further one is opened."""
         with self._lock:
             self._closed = True
-            return [each.channel for each in (self.current, self._next) if each is not None]
+            opened = [each for each in (self.current, self._next) if each is not None]
+            for each in opened:
+                each.ended = True
+            return [each.channel for each in opened]
+
+
+def _closed() -> Unavailable:
+    return Unavailable("the client is closed")
+
+
+def _is_of_closing(error: BaseException) -> bool:
+    """Whether a call that fails so may do because its channel was closed."""
+    if isinstance(error, asyncio.CancelledError):  # or its caller was cancelled
+        task = asyncio.current_task()
+        return task is not None and not task.cancelling()
+    return isinstance(error, grpc.RpcError | grpc.aio.UsageError | ValueError)
 
 
 def token_metadata(token: TokenSource | None) -> Callable[[], tuple[tuple[str, str], ...] | None]:

@@ -10,6 +10,7 @@ import grpc
 from mach.client.calls import (
     Query,
     channel_options,
+    check_timeout,
     make_metadata,
     make_options,
     make_queries,
@@ -68,7 +69,7 @@ class MachClient:
         options = channel_options(max_attempts, max_message_bytes)
         self._metadata = token_metadata(token)
         self._connection = _SyncConnection(address, tls, options)
-        self._timeout = timeout
+        self._timeout = check_timeout(timeout)
 
     def search(
         self,
@@ -196,10 +197,10 @@ class MachClient:
         return read_description(response)
 
     def _seconds(self, timeout: float | None) -> float:
-        return self._timeout if timeout is None else timeout
+        return self._timeout if timeout is None else check_timeout(timeout)
 
     def close(self) -> None:
-        """Close the connection; calls in flight fail."""
+        """Close the connection; calls in flight, and later ones, raise ``Unavailable``."""
         self._connection.close()
 
     def __enter__(self) -> MachClient:

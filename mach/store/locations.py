@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
 from mach.errors import BundleError, ConfigError, MachError, Unavailable
+from mach.files import naming
 
 __all__ = ["Location", "open_location"]
 
@@ -83,7 +84,11 @@ class _Directory(Location):
         self._path.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=self._path)
         try:
-            with source.open("rb") as reader, os.fdopen(descriptor, "wb") as writer:
+            with (
+                source.open("rb") as reader,
+                naming(self._path / name),
+                os.fdopen(descriptor, "wb") as writer,
+            ):
                 shutil.copyfileobj(reader, writer, _BLOCK)
                 writer.flush()
                 os.fsync(writer.fileno())

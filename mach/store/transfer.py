@@ -23,7 +23,7 @@ from mach.bundle import (
     parse_manifest,
 )
 from mach.errors import BundleError, ConfigError, InvalidInput, Unavailable
-from mach.files import write_atomically
+from mach.files import naming, write_atomically
 from mach.store.locations import Location, open_location
 
 __all__ = ["fetch", "link", "push"]
@@ -199,7 +199,7 @@ def _download(
     descriptor, part = tempfile.mkstemp(prefix=f".{name}.", suffix=_PART, dir=target)
     try:
         digest, done = hashlib.sha256(), 0
-        with os.fdopen(descriptor, "wb") as writer:
+        with naming(target / name), os.fdopen(descriptor, "wb") as writer:
             for block in _blocks(source, name, entry.size):
                 digest.update(block)
                 writer.write(block)

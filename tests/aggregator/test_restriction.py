@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +14,7 @@ from aggregator.requests import SearchOptions
 from aggregator.restriction import Restrictions
 from mach.bundle import Catalog
 from mach.errors import InvalidInput
+from tests.aggregator.fakes import fake_fleet
 from tests.bundles import make_catalog
 
 K = 300
@@ -62,3 +65,28 @@ def test_what_was_used_last_is_kept_within_bounds(catalog, monkeypatch):
 def test_a_mistake_names_the_field(catalog):
     with pytest.raises(InvalidInput, match=r"^options\.filter: at character 1: there is no"):
         Restrictions(catalog).product_set(SearchOptions(filter="size = 1"))
+
+
+async def test_others_do_not_wait_for_a_long_filter(served, one_each, titles, monkeypatch):
+    go_on = threading.Event()
+    made = served.restrictions.product_set
+    served.restrictions._kept.clear()
+
+    def slowly(options):
+        assert go_on.wait(60)
+        return made(options)
+
+    monkeypatch.setattr(served.restrictions, "product_set", slowly)
+    async with fake_fleet(served, one_each) as fleet:
+
+        def search(text):
+            return fleet.search([titles[9]], SearchOptions(k=3, filter=text), 5.0, single=True)
+
+        waiting = asyncio.create_task(search("in_stock"))
+        await asyncio.sleep(0.05)
+        assert (await search("")).results[0].product_ids
+        assert not waiting.done()
+        go_on.set()
+        found = (await waiting).results[0].product_ids
+        go_on.clear()  # what is kept is not made again
+        assert (await search("in_stock")).results[0].product_ids == found

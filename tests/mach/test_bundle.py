@@ -17,6 +17,7 @@ from mach.bundle import (
     Catalog,
     Manifest,
     files_for,
+    parse_manifest,
     repetition_file,
     seal,
     write_catalog,
@@ -233,6 +234,44 @@ def test_missing_attributes_are_left_out(tmp_path):
     table = pa.table({"product_id": ["b", "a"], "title": ["B", None], "price": [1.5, None]})
     write_catalog(tmp_path / CATALOG_FILE, table)
     assert Catalog.open(tmp_path / CATALOG_FILE).rows([0, 1]) == [{}, {"title": "B", "price": 1.5}]
+
+
+def test_what_python_has_no_value_for_is_text(tmp_path):
+    kinds = {
+        "nanos": (1_700_000_000_000_000_001, pa.timestamp("ns"), "2023-11-14T22:13:20.000000001"),
+        "late": (3 * 10**17, pa.timestamp("us"), "11476-08-15T05:20:00.000000"),
+        "place": (0, pa.timestamp("s", "Foo/Bar"), "1970-01-01T00:00:00Z"),
+        "day": (10**7, pa.date32(), "29349-01-26"),
+        "wait": (1_500_000_001, pa.duration("ns"), "1500000001"),
+    }
+    columns = {name: pa.array([value, None], kind) for name, (value, kind, _) in kinds.items()}
+    columns["parts"] = pa.StructArray.from_arrays([columns["nanos"]], ["nanos"])
+    columns["listed"] = pa.array([[1, None], None], pa.list_(pa.timestamp("ns")))
+    table = pa.table({"product_id": ["a", "b"], "price": [1.5, 2.0]} | columns)
+    write_catalog(tmp_path / CATALOG_FILE, table)
+    rows = Catalog.open(tmp_path / CATALOG_FILE).rows([0, 1])
+    assert rows[0].pop("parts") == {"nanos": kinds["nanos"][2]}
+    assert rows[0].pop("listed") == ["1970-01-01T00:00:00.000000001", None]
+    assert rows[0] == {"price": 1.5} | {name: text for name, (_, _, text) in kinds.items()}
+    assert rows[1]["price"] == 2.0
+    assert not rows[1].keys() & kinds.keys()
+
+
+def test_values_nested_too_deep_are_refused(tmp_path):
+    deep = 1
+    for _ in range(200):
+        deep = [deep]
+    with pytest.raises(DataError, match="cannot be written"):
+        write_catalog(tmp_path / CATALOG_FILE, pa.table({"product_id": ["a"], "deep": [deep]}))
+
+
+def test_a_manifest_of_an_earlier_release_is_written_as_it_was(bundle_dir):
+    fields = json.loads((bundle_dir / MANIFEST_FILE).read_text())
+    del fields["features"]["transliterate"]
+    fields["version"] = Manifest._version_of(fields)
+    older = parse_manifest(json.dumps(fields).encode(), "here")
+    assert older.features.transliterate is False
+    assert parse_manifest(older.to_json().encode(), "there") == older
 
 
 @pytest.mark.parametrize("name", ["price", "product_id"])

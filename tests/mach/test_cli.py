@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from aggregator.replies import plain
 from mach.bundle.catalog import Catalog
 from mach.cli.app import build_app, main
 from mach.cli.search import Found, found_table
@@ -160,3 +161,54 @@ def test_evaluate_looks_for_what_drawing_takes_first(tiny_bundle, tmp_path, caps
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "error: --plot needs matplotlib" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError("Unable to allocate 9 TiB"), 2, "error: not enough memory: Unable to"),
+    ],
+)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_ends_a_command_is_one_line(capsys, monkeypatch, raised, code, said, compiled):
+    def fail(*_):
+        if not compiled:
+            raise raised
+        try:
+            raise raised
+        except BaseException as error:
+            raise SystemError("returned a result with an exception set") from error
+
+    monkeypatch.setattr("mach.bundle.Bundle.open", fail)
+    if compiled and code != 130:
+        pytest.skip("compiled code allocates nothing that large")
+    with pytest.raises(SystemExit) as caught:
+        main(["inspect", "bundle"])
+    assert caught.value.code == code
+    printed = capsys.readouterr().err
+    assert printed.startswith(said)
+    assert printed.count("\n") == 1
+
+
+def test_whole_numbers_that_a_double_cannot_hold_are_text():
+    numbers = {"a": 2**53, "b": 2**53 + 1, "c": -(2**63), "d": [2**64], "e": True}
+    assert plain(numbers) == {
+        "a": float(2**53),
+        "b": "9007199254740993",
+        "c": "-9223372036854775808",
+        "d": ["18446744073709551616"],
+        "e": True,
+    }
+
+
+def test_a_fleet_that_answers_nothing_is_a_failure(tmp_path, free_port, capsys):
+    log, figures = tmp_path / "log.csv", tmp_path / "figures.json"
+    log.write_text("query,product_id\na,b\n")
+    arguments = ["bench", "fleet", "--address", f"127.0.0.1:{free_port}", "--queries", str(log)]
+    arguments += ["--seconds", "0.2", "--warm-up", "0", "--json", str(figures)]
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 1
+    assert "error: no query was answered (" in capsys.readouterr().err
+    assert json.loads(figures.read_text())["queries"] == 0

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mach.bundle import write_catalog
 from mach.errors import DataError
 from tests.trainer.files import write_rows
 from trainer import catalog as module
@@ -158,3 +159,41 @@ def test_an_unknown_id_with_the_hash_of_a_known_one_is_unknown(monkeypatch):
     )
     index = ClassIndex(pa.array(["a", "b", "c"], pa.large_string()))  # seed 0 collides
     assert list(index.lookup(pa.array(["b", "bad", "a"]))) == [1, -1, 0]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"product_id,x\na,A\nb,\xe9\nc,C\n", "row 2: x is not UTF-8 text"),
+        (b"product_id,\xe9\na,A\n", "the names of its columns are not UTF-8"),
+    ],
+)
+def test_a_csv_catalog_that_is_not_utf8(tmp_path, content, message):
+    path = tmp_path / "c.csv"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_catalog(path)
+
+
+def test_half_a_character_is_no_name_of_a_column(tmp_path):
+    path = tmp_path / "c.jsonl"
+    path.write_text('{"product_id": "a", "\\ud800": 1}\n')
+    with pytest.raises(DataError, match="cannot be the name of a column"):
+        read_catalog(path)
+    path.write_text('{"product_id": "a", "caf\\u00e9 \\u00a0 \\ud83d\\ude00": 1}\n')
+    assert read_catalog(path).column_names == ["product_id", "café \xa0 😀"]
+
+
+def test_every_kind_of_text_and_no_other_is_an_id(tmp_path):
+    path = tmp_path / "c.parquet"
+    for kind in (pa.string(), pa.large_string(), pa.string_view(), pa.binary()):
+        column = pa.array([b"a", b"b"], pa.binary()).cast(kind)
+        table = pa.table({"product_id": column, "title": column.cast(pa.string_view())})
+        pq.write_table(table, path)
+        found = read_catalog(path)
+        assert found.to_pylist() == [{"product_id": i, "title": i} for i in "ab"]
+        write_catalog(tmp_path / "catalog.arrow", found)
+    for column in (pa.array([1], pa.date32()), pa.array([1], pa.decimal128(5))):
+        pq.write_table(pa.table({"product_id": column}), path)
+        with pytest.raises(DataError, match="must be text or whole numbers"):
+            read_catalog(path)

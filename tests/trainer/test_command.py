@@ -186,6 +186,7 @@ def test_kill_9_in_mid_epoch_loses_no_finished_epoch(store, tmp_path):
     rest = second.communicate(timeout=60)[1]
     assert second.returncode == 130, rest
     assert "Traceback" not in rest
+    assert rest.endswith("interrupted; the same command continues\n")
     epoch = int(first_event.split("epoch ")[1].split("/")[0])
     assert epoch > 1, first_event
 

@@ -155,6 +155,36 @@ def test_a_query_of_10_mb_is_cut_and_counted(tmp_path, name):
     assert report.first[interactions.LONG_QUERY] == f"{path}, row 2"
 
 
+@pytest.mark.parametrize(("name", "tab"), [("log.csv", ","), ("log.tsv", "\t")])
+def test_a_quote_that_is_never_closed_is_counted(tmp_path, name, tab):
+    lines = [f"query {i}{tab}p{i}" for i in range(100)]
+    lines[40] = f'"24 inch tv{tab}p40'
+    lines[60] = f'"15 inch laptop{tab}p60'
+    path = tmp_path / name
+    path.write_text("\n".join([f"query{tab}product_id", *lines]) + "\n")
+    report = SkipReport()
+    assert len(flat([path], report)) == 80
+    assert report.skipped == {interactions.BROKEN_LINE: 1}
+    assert report.first[interactions.BROKEN_LINE] == f"{path}, row 41"
+
+
+def test_utf_16_is_named(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("query,product_id\na,p\n", encoding="utf-16")
+    with pytest.raises(DataError, match="is UTF-16, it must be UTF-8"):
+        flat([path], SkipReport())
+
+
+def test_line_breaks_in_queries_and_ids_are_counted(tmp_path):
+    rows = [("a", "p"), ("b\nc", "q"), ("", "r\ns"), ("d", "t\nu")]
+    rows = [{"query": query, "product_id": product} for query, product in rows]
+    report = SkipReport()
+    path = write_rows(tmp_path / "log.csv", rows)
+    assert flat([path], report) == [("a", "p", 1.0), ("b\nc", "q", 1.0), ("d", "t\nu", 1.0)]
+    assert report.skipped == {interactions.NO_QUERY: 1, interactions.BROKEN_LINE: 2}
+    assert report.first[interactions.BROKEN_LINE] == f"{path}, row 2"
+
+
 # What is refused ------------------------------------------------------------------------------
 
 HEAD = b"query,product_id,weight\n"

@@ -354,6 +354,12 @@ def test_logs_with_nothing_to_learn(job, tmp_path, silent, queries, error, messa
         )
 
 
+def test_rows_of_which_none_is_kept(job, tmp_path, silent):
+    log = write(tmp_path / "log.parquet", [" "] * 40, ["p1", "p2"] * 20)
+    with pytest.raises(DataError, match="no row has a query and a product"):
+        train(with_settings(replace(job, interactions=[log]), max_skipped=1.0), silent)
+
+
 def test_nothing_held_out(job, silent):
     manifest = train(with_settings(job, validation_fraction=0.0), silent)
     assert manifest.merge["exponent"] == 0
@@ -433,6 +439,13 @@ def test_places_where_no_bundle_can_go(job, silent, tmp_path):
         train(job, silent)
     with pytest.raises(InvalidInput, match="out: there is no directory"):
         train(replace(job, out=tmp_path / "no" / "bundle"), silent)
+    dangling = tmp_path / "link"
+    dangling.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InvalidInput, match=r"out: .* is a link"):
+        train(replace(job, out=dangling), silent)
+    dangling.unlink()
+    with pytest.raises(InvalidInput, match="out: its name is longer than"):
+        train(replace(job, out=tmp_path / ("é" * 120)), silent)
     with pytest.raises(InvalidInput, match="interactions: name at least one file"):
         train(replace(job, interactions=[], out=tmp_path / "new"), silent)
     with pytest.raises(InvalidInput, match="repetition: 2 is not from 0 to 1"):

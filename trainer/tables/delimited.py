@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -29,6 +30,8 @@ _MAX_HEADER_BYTES = 1 << 20
 def csv_columns(path: Path, kind: str, stream: pa.NativeFile) -> list[str]:
     """Names of the columns, from the first line."""
     head = stream.read(_MAX_HEADER_BYTES)
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError(path, "is UTF-16, it must be UTF-8")
     text = head.rpartition(b"\n")[0] if len(head) == _MAX_HEADER_BYTES else head
     try:
         lines = io.StringIO(text.decode("utf-8-sig"), newline="")

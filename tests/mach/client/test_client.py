@@ -34,6 +34,7 @@ from mach.errors import (
 from mach.features import SparseBatch
 from mach.v1 import search_pb2, search_pb2_grpc
 from mach.wire import sparse_from_proto
+from tests.servers import wait_until
 
 
 class Scripted(search_pb2_grpc.SearchServiceServicer):
@@ -275,6 +276,7 @@ def test_retries_where_told_to(call, script):
     ("arguments", "options", "field"),
     [
         (["a"], {"k": 0}, "options.k"),
+        (["a"], {"k": "10"}, "options.k"),
         (["a"], {"k": 2**40}, "options"),
         (["a"], {"minimum_repetitions": -1}, "options"),
         (["a"], {"allowed": "p0"}, "allowed"),
@@ -325,3 +327,40 @@ def test_a_client_is_shared_between_threads(served, script):
 def test_results_cannot_be_changed():
     with pytest.raises(AttributeError):
         expected("a").products = ()
+
+
+@pytest.mark.parametrize("timeout", [0, -1.0, float("nan"), float("inf"), 1e12, "1", True])
+def test_timeouts_have_a_range(call, timeout):
+    for arguments in ({"timeout": timeout}, {"client_options": {"timeout": timeout}}):
+        with pytest.raises(InvalidInput, match="timeout: must be above 0"):
+            call("search", "lamp", **arguments)
+    with pytest.raises(InvalidInput, match="timeout"):
+        call("describe", timeout=timeout)
+
+
+def test_calls_end_with_their_client(served, script):
+    script.seconds = 1.0
+    client = MachClient(served[1], timeout=10.0)
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(client.search, "lamp")
+        wait_until(lambda: script.seen)
+        client.close()
+        with pytest.raises(Unavailable, match="the client is closed"):
+            call.result()
+    with pytest.raises(Unavailable, match="the client is closed"):
+        client.search("lamp")
+
+
+async def test_calls_end_with_their_asyncio_client(served, script):
+    script.seconds = 1.0
+    client = AsyncMachClient(served[1], timeout=10.0)
+    call, other = (asyncio.create_task(client.search(text)) for text in ("lamp", "drill"))
+    await asyncio.to_thread(wait_until, lambda: len(script.seen) == 2)
+    other.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await other
+    await client.close()
+    with pytest.raises(Unavailable, match="the client is closed"):
+        await call
+    with pytest.raises(Unavailable, match="the client is closed"):
+        await client.search("lamp")

@@ -308,7 +308,7 @@ def test_a_full_disk_is_not_the_stores_fault(tiny_bundle, tmp_path, monkeypatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("mach.store.transfer.os.fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"No space left on device: '.*cache"):
         fetch(location, tmp_path / "cache")
 
 
