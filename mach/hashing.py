@@ -153,13 +153,16 @@ class UniversalHash:
         """Read what :meth:`to_manifest` wrote.
 
         Raises:
-            InvalidInput: if the family is unknown or a parameter is out of its range.
+            InvalidInput: if the family is unknown, or a parameter missing or out of its range.
         """
         if entry.get("family") != "affine-mod-prime":
             raise InvalidInput("hash.family", f"unknown hash family {entry.get('family')!r}")
-        prime = int(entry["prime"])
-        multipliers = [int(a) for a in entry["multipliers"]]
-        offsets = [int(b) for b in entry["offsets"]]
+        try:
+            prime = int(entry["prime"])
+            multipliers = [int(a) for a in entry["multipliers"]]
+            offsets = [int(b) for b in entry["offsets"]]
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise InvalidInput("hash", f"cannot be read: {error!r}") from error
         if not max(num_classes, num_buckets) <= prime <= MAX_CLASSES or not _is_prime(prime):
             raise InvalidInput("hash.prime", f"{prime} is no prime of at least K and B")
         if len(multipliers) != len(offsets) or not multipliers:

@@ -32,6 +32,9 @@ _RUN_FIELDS = (
 )  # fmt: skip
 
 
+_LEAST_EXPONENT = 0.001  # as of mach.merge.MergeRule, whose module takes long to import
+
+
 class TrainSettings(BaseModel):
     """How to train. Every field is an option of ``mach train`` and ``python -m trainer``."""
 
@@ -140,8 +143,12 @@ class TrainSettings(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> TrainSettings:
         self.features  # noqa: B018 - FeatureSettings checks its own combinations
-        if not self.merge_exponents or not all(0 <= t <= 1 for t in self.merge_exponents):
-            raise ValueError("merge_exponents needs one number from 0 to 1, or more")
+        if not self.merge_exponents or not all(
+            t == 0 or _LEAST_EXPONENT <= t <= 1 for t in self.merge_exponents
+        ):
+            raise ValueError(
+                f"merge_exponents needs one number or more, each 0 or from {_LEAST_EXPONENT} to 1"
+            )
         if 0 < self.gradient_threshold < 1e-30:  # sums are divided by it
             raise ValueError("gradient_threshold must be 0, or 1e-30 or more")
         if self.label_smoothing and self.loss != "softmax":

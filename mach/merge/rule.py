@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from mach.errors import InvalidInput
 
-__all__ = ["MergeRule"]
+__all__ = ["LEAST_EXPONENT", "MergeRule"]
+
+LEAST_EXPONENT = 0.001
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,16 @@ class MergeRule:
     of one function of one probability, which is all that :class:`mach.merge.TopK` needs.
 
     Attributes:
-        exponent: t, from 0 to 1.
+        exponent: t, 0 or from 0.001 to 1: of smaller ones a float32 holds too little of p**t.
     """
 
     exponent: float
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.exponent, int | float) and 0 <= self.exponent <= 1):
-            raise InvalidInput("merge.exponent", f"must be from 0 to 1, got {self.exponent!r}")
+        t = self.exponent
+        if not isinstance(t, int | float) or not (t == 0 or LEAST_EXPONENT <= t <= 1):
+            message = f"must be 0, or from {LEAST_EXPONENT} to 1, got {t!r}"
+            raise InvalidInput("merge.exponent", message)
 
     def transform(
         self, log_probabilities: NDArray[np.float32], out: NDArray[np.float32] | None = None
@@ -87,13 +90,11 @@ class MergeRule:
         """Read what :meth:`to_manifest` wrote.
 
         Raises:
-            InvalidInput: if the rule is unknown or its exponent is not from 0 to 1.
+            InvalidInput: if the rule is unknown or its exponent out of range.
         """
         if entry.get("rule") != "power-mean":
             raise InvalidInput("merge.rule", f"unknown merge rule {entry.get('rule')!r}")
         exponent = entry.get("exponent")
         if isinstance(exponent, bool) or not isinstance(exponent, int | float):
             raise InvalidInput("merge.exponent", f"must be a number, got {exponent!r}")
-        if not math.isfinite(exponent):
-            raise InvalidInput("merge.exponent", f"must be from 0 to 1, got {exponent!r}")
         return cls(float(exponent))

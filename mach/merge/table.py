@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 from collections.abc import Sequence
@@ -246,7 +247,7 @@ class BucketTable:
                 return cls._map(path, file.fileno(), size, 16 + length, header)
         except OSError as error:
             raise BundleError(f"{path}: {error.strerror}") from error
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise BundleError(f"{path} has a damaged header: {error}") from error
 
     @classmethod
@@ -290,5 +291,11 @@ class _StoredHash:
     def __init__(self, num_buckets: int, entry: dict[str, Any]) -> None:
         self.num_buckets = num_buckets
         self.prime = int(entry["prime"])
-        self.multipliers = np.array([int(a) for a in entry["multipliers"]], np.uint64)
-        self.offsets = np.array([int(b) for b in entry["offsets"]], np.uint64)
+        multipliers = [int(a) for a in entry["multipliers"]]
+        offsets = [int(b) for b in entry["offsets"]]
+        if any(math.gcd(a, self.prime) != 1 or not 0 < a < self.prime for a in multipliers):
+            raise ValueError("a multiplier has no inverse below the prime")
+        if not all(0 <= b < self.prime for b in offsets):
+            raise ValueError("an offset is not below the prime")
+        self.multipliers = np.array(multipliers, np.uint64)
+        self.offsets = np.array(offsets, np.uint64)

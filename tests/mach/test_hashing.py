@@ -89,6 +89,9 @@ def test_sizes_below_one_are_named(sizes, field):
         {"multipliers": [0]},
         {"offsets": [10**9]},
         {"multipliers": []},
+        {"multipliers": None},
+        {"prime": "p"},
+        {"prime": float("inf")},
     ],
 )
 def test_a_damaged_manifest_entry_is_refused(change):

@@ -13,6 +13,7 @@ import torch
 from mach.bundle import Bundle
 from mach.errors import BundleError, ConfigError, DataError, InvalidInput
 from mach.evaluation import evaluate
+from mach.merge.rule import LEAST_EXPONENT
 from trainer import collect, finish, repetition
 from trainer.interactions import read_queries
 from trainer.progress import Reporter
@@ -412,6 +413,7 @@ def test_divergence_is_named(job, silent, monkeypatch):
         ({"hidden": 0}, "hidden: "),
         ({"nonsense": 1}, "nonsense: "),
         ({"merge_exponents": (2.0,)}, "merge_exponents"),
+        ({"merge_exponents": (LEAST_EXPONENT / 2,)}, "merge_exponents"),
         ({"word_ngrams": 0, "char_ngrams_min": 0, "char_ngrams_max": 0}, "cannot all be 0"),
         ({"affix_lengths": (7, 5)}, "affix_lengths must increase"),
         ({"char_ngrams_min": 6}, "char_ngrams_min and char_ngrams_max must be a range"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,7 +11,7 @@ import pytest
 
 from mach.errors import BundleError, InvalidInput
 from mach.hashing import UniversalHash
-from mach.merge import BucketTable, ProductSet, TopK
+from mach.merge import BucketTable, MergeRule, ProductSet, TopK
 from mach.merge.reference import reference_top_k
 
 K, B, R = 2000, 30, 3
@@ -129,3 +130,37 @@ def test_one_engine_serves_several_threads():
             expected, sums = reference_top_k(one, full, 10, rows, mask)
             np.testing.assert_array_equal(result.classes, expected)
             np.testing.assert_array_equal(result.scores, sums)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_classes": 1e400},
+        {"num_buckets": None},
+        {"hash": {}},
+        {"hash": {"multipliers": [0, 1, 1]}},
+        {"hash": {"multipliers": [-1, 1, 1]}},
+        {"hash": {"multipliers": [2**70, 1, 1]}},
+        {"hash": {"offsets": [2**40, 0, 0]}},
+        {"hash": {"prime": 2**40}},
+        {"hash": {"prime": 4}},
+    ],
+)
+def test_a_header_that_makes_no_sense_is_refused(tmp_path, change):
+    path = tmp_path / "buckets"
+    hashed()[0].save(path)
+    data = path.read_bytes()
+    length = int.from_bytes(data[8:16], "little")
+    header = json.loads(data[16 : 16 + length])
+    for name, value in change.items():
+        header[name] = header[name] | value if value and isinstance(value, dict) else value
+    for encoded in (json.dumps(header).encode(), b"[" * 100_000 + b"]" * 100_000):
+        path.write_bytes(data[:8] + len(encoded).to_bytes(8, "little") + encoded)
+        with pytest.raises(BundleError, match="damaged header"):
+            BucketTable.open(path)
+
+
+@pytest.mark.parametrize("exponent", [-0.1, 1.1, 1e-9, float("nan"), float("inf"), "1", None])
+def test_exponents_of_no_use_are_refused(exponent):
+    with pytest.raises(InvalidInput, match=r"merge.exponent: must be"):
+        MergeRule.from_manifest({"rule": "power-mean", "exponent": exponent})
