@@ -94,6 +94,8 @@ class Aggregator:
         self._on_ready = on_ready
         self._was_ready = False
         self._executor = ThreadPoolExecutor(merge_threads, thread_name_prefix="merge")
+        # A long filter over a large catalog takes a second: merges do not wait for that.
+        self._filtering = ThreadPoolExecutor(1, thread_name_prefix="filter")
         self._fan_out = FanOut(
             self.fleet,
             policy,
@@ -112,6 +114,7 @@ class Aggregator:
         """Fail what has not been answered and close all connections."""
         self._fan_out.close()
         await self.fleet.close()
+        self._filtering.shutdown(wait=False, cancel_futures=True)
         await asyncio.get_running_loop().run_in_executor(None, self._executor.shutdown)
 
     @property
@@ -181,12 +184,12 @@ class Aggregator:
         options.check(self.limits, served.manifest.num_repetitions)
         deadline = asyncio.get_running_loop().time() + seconds
         allowed = None
-        if options.restricts:
+        if options.restricts and (allowed := served.restrictions.known(options)) is None:
             allowed = await asyncio.get_running_loop().run_in_executor(
-                self._executor, served.restrictions.product_set, options
+                self._filtering, served.restrictions.product_set, options
             )
         minimum = options.minimum_repetitions or self._minimum(served.expected)
-        size = self._fan_out.max_rows
+        size = self._fan_out.max_rows(served)
         jobs = [
             Job(
                 served,
@@ -247,11 +250,11 @@ class Aggregator:
         expected, metrics = self.bundles.active.expected, self._metrics
         routes = self.fleet.routes(expected)
         metrics.repetitions_ready.set(routes.num_ready)
-        counts = dict.fromkeys(range(expected.num_repetitions), 0)
+        counts = [0] * expected.num_repetitions
         for route in routes.ready:
-            counts.update(dict.fromkeys(route.repetitions, len(route.endpoints)))
-        for repetition, count in counts.items():
-            metrics.repetition_ready.labels(str(repetition)).set(count)
+            for repetition in route.repetitions:
+                counts[repetition] = len(route.endpoints)
+        metrics.show_repetitions(counts)
         states = [self.fleet.standing(endpoint)[0] for endpoint in self.fleet.endpoints.values()]
         for state in STANDINGS:
             metrics.endpoints.labels(state).set(states.count(state))

@@ -70,7 +70,8 @@ class AggregatorMetrics:
             "repetitions_ready", "Repetitions that an endpoint in use holds."
         )
         self.repetitions = gauge("repetitions", "Repetitions of the bundle served.")
-        self.repetition_ready = gauge(
+        self._num_repetitions = 0
+        self._repetition_ready = gauge(
             "repetition_ready_endpoints", "Endpoints in use that hold a repetition.", "repetition"
         )
         self.endpoints = gauge("endpoints", "Shard addresses, by state.", "state")
@@ -90,6 +91,15 @@ class AggregatorMetrics:
         self._bundles.clear()
         for version, state in zip(versions, ("active", "standby"), strict=False):
             self._bundles.labels(version, state).set(1)
+
+    def show_repetitions(self, endpoints: Sequence[int]) -> None:
+        """So many endpoints in use hold repetition 0, 1 and so on; there are no others."""
+        for repetition, count in enumerate(endpoints):
+            self._repetition_ready.labels(str(repetition)).set(count)
+        # Those of a bundle of more would otherwise say for ever what they said last.
+        for repetition in range(len(endpoints), self._num_repetitions):
+            self._repetition_ready.remove(str(repetition))
+        self._num_repetitions = len(endpoints)
 
     def rpc(
         self,

@@ -35,6 +35,9 @@ class FanOutPolicy:
     max_rows: int = 64
     """Most queries sent in one message. Those that wait are sent together, so this bounds
     how long a shard computes before the next message's turn."""
+    max_message_bytes: int = 64 << 20
+    """Largest answer that a shard can send. Fewer queries go into a message to one of whose
+    answer they would be more: what is too large ends a stream, with all that waits on it."""
     max_in_flight: int = 1
     """Batches on their way at a time; queries that arrive meanwhile wait and form the next.
     A batch is on its way until nearly all shards have answered, so at one the next is sent while

@@ -115,6 +115,7 @@ class AggregatorService(Service):
             self._aggregator,
             default_seconds=self._settings.default_timeout_seconds,
             margin_seconds=self._settings.deadline_margin_seconds,
+            max_message_bytes=self._settings.max_message_bytes,
             log_queries=self._settings.log_queries,
         )
         search_pb2_grpc.add_SearchServiceServicer_to_server(servicer, server)

@@ -184,6 +184,7 @@ class AggregatorSettings(ServingSettings):
             minimum_repetitions=self.minimum_repetitions,
             encoding=self.encoding_number,
             max_rows=self.max_coalesced,
+            max_message_bytes=self.max_message_bytes,
             max_in_flight=self.max_in_flight,
             gather_share=self.gather_share,
             inline_merge_seconds=self.inline_merge_microseconds * 1e-6,

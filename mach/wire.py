@@ -18,6 +18,8 @@ __all__ = [
     "check_rows",
     "decode_rows",
     "encode_rows",
+    "largest_answer",
+    "rows_that_fit",
     "sparse_from_proto",
     "sparse_to_proto",
 ]
@@ -40,6 +42,23 @@ ENCODINGS: dict[int, int] = {
     shard_pb2.ENCODING_FLOAT16: 2,
     shard_pb2.ENCODING_UINT8: 1,
 }
+
+
+# What a shard's answer holds beside log-probabilities, at most: for itself, for each repetition
+# (field numbers and lengths), and for each row of one (its least value and its step).
+_ANSWER_BYTES, _REPETITION_BYTES, _ROW_BYTES = 512, 64, 8
+
+
+def largest_answer(rows: int, repetitions: int, num_buckets: int, encoding: int) -> int:
+    """The most bytes that a shard's answer to ``rows`` queries takes."""
+    row = num_buckets * ENCODINGS[encoding] + _ROW_BYTES
+    return _ANSWER_BYTES + repetitions * (_REPETITION_BYTES + rows * row)
+
+
+def rows_that_fit(limit: int, repetitions: int, num_buckets: int, encoding: int) -> int:
+    """The most queries to which a shard's answer takes no more than ``limit`` bytes; or 0."""
+    none, one = (largest_answer(rows, repetitions, num_buckets, encoding) for rows in (0, 1))
+    return max(0, limit - none) // (one - none)
 
 
 def _array(field: str, data: bytes, dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -10,6 +10,7 @@ from mach.errors import InvalidInput
 from mach.features import SparseBatch
 from mach.inference import LoadedBundle
 from mach.serving.bundles import BundleHost
+from mach.wire import largest_answer, rows_that_fit
 from shard_server.batcher import Batcher, Job
 
 __all__ = ["Limits", "ShardCore"]
@@ -26,11 +27,13 @@ class Limits:
         max_batch_size: queries in a request.
         max_nonzeros: features of a query.
         max_text_characters: length of a query text.
+        max_message_bytes: of an answer.
     """
 
     max_batch_size: int
     max_nonzeros: int
     max_text_characters: int
+    max_message_bytes: int
 
 
 class ShardCore:
@@ -66,6 +69,33 @@ class ShardCore:
                 f"a query has {features.longest} features, "
                 f"at most {self.limits.max_nonzeros} are accepted",
             )
+
+    def check_answer(self, rows: int, repetitions: int, num_buckets: int, encoding: int) -> None:
+        """Refuse what could not be sent: on a stream it would end all that is on its way there.
+
+        Args:
+            rows: queries.
+            repetitions: how many answer each.
+            num_buckets: B.
+            encoding: how they are written (``mach.v1.Encoding``).
+
+        Raises:
+            InvalidInput: if the answer would be too large.
+        """
+        size = largest_answer(rows, repetitions, num_buckets, encoding)
+        if size > self.limits.max_message_bytes:
+            raise InvalidInput(
+                "repetitions",
+                f"{repetitions} of {num_buckets} buckets for {rows} queries are {size} bytes, more "
+                f"than the {self.limits.max_message_bytes} of --max-message-bytes",
+            )
+
+    def max_rows(self, loaded: LoadedBundle, encoding: int) -> int:
+        """The most queries that all repetitions answer in a message, in an encoding."""
+        fitting = rows_that_fit(
+            self.limits.max_message_bytes, len(loaded.repetitions), loaded.num_buckets, encoding
+        )
+        return min(self.limits.max_batch_size, max(1, fitting))
 
     async def featurize(self, loaded: LoadedBundle, texts: Sequence[str]) -> SparseBatch:
         """Text to features; long ones, and the first, on a thread.

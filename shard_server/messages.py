@@ -41,6 +41,7 @@ async def make_job(
         features = await core.featurize(loaded, request.texts.texts)
     else:
         raise InvalidInput("input", "either features or texts is needed")
+    core.check_answer(len(features), len(repetitions), loaded.num_buckets, encoding)
     return Job(
         loaded, features, repetitions, encoding, on_done, deadline=deadline, received=received
     )

@@ -40,7 +40,10 @@ class ShardService(Service):
             inline_seconds=settings.inline_microseconds * 1e-6,
         )
         limits = Limits(
-            settings.max_batch_size, settings.max_nonzeros, settings.max_text_characters
+            settings.max_batch_size,
+            settings.max_nonzeros,
+            settings.max_text_characters,
+            settings.max_message_bytes,
         )
         self.bundles = BundleHost(
             self._open,

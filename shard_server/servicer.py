@@ -76,6 +76,6 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
             num_buckets=active.num_buckets,
             num_features=active.num_features,
             provider=active.provider,
-            max_batch_size=self._core.limits.max_batch_size,
+            max_batch_size=self._core.max_rows(active, shard_pb2.ENCODING_UINT8),
             bundle_versions=bundles.versions,
         )

@@ -56,6 +56,19 @@ class ShardSettings(ServingSettings):
     cuda_precision: Precision = "fp16"
     """On a GPU, precision of the output layer: fp16, or fp32 at twice the memory and time."""
 
+    max_connection_age_seconds: float = 0.0
+    """Not for a shard: an aggregator's stream lasts as long as its connection, whose end would
+    fail what is on its way. Aggregators find new shards by themselves (dns:///NAME:PORT)."""
+
+    @field_validator("max_connection_age_seconds")
+    @classmethod
+    def _never(cls, value: float) -> float:
+        if value:
+            raise ValueError(
+                "is for aggregators: a shard would cut their streams, and fail what is on its way"
+            )
+        return value
+
     @field_validator("cuda_widths")
     @classmethod
     def _rise(cls, value: list[int]) -> list[int]:

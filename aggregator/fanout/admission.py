@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from aggregator.fanout.batch import Job
 from aggregator.metrics import AggregatorMetrics
 from aggregator.policy import FanOutPolicy
+from aggregator.served import ServedBundle
 from mach.errors import DeadlineExceeded, Overloaded
 
 __all__ = ["Queue"]
@@ -101,21 +103,27 @@ class Queue:
         self._metrics.shed.labels(reason).inc()
         return Overloaded(f"overloaded: {why}", retry_after_ms=max(1, int(self.wait * 1e3)))
 
-    def take(self, max_rows: int, now: float) -> list[Job]:
+    def take(self, max_rows: Callable[[ServedBundle], int], now: float) -> list[Job]:
         """The jobs of the next batch: those of one bundle version that fit; may be none.
 
         Jobs that were cancelled, or whose time is up, are dropped.
+
+        Args:
+            max_rows: the most queries of a bundle that fit.
+            now: loop time.
         """
         jobs: list[Job] = []
-        rows = 0
+        rows = most = 0
         while self._jobs:
             job = self._jobs[0]
             alive = not job.future.done() and now < job.deadline
-            if alive and jobs and (rows + len(job) > max_rows or job.served is not jobs[0].served):
+            if alive and jobs and (rows + len(job) > most or job.served is not jobs[0].served):
                 break
             self._jobs.popleft()
             self.rows -= len(job)
             if alive:
+                if not jobs:
+                    most = max_rows(job.served)
                 jobs.append(job)
                 rows += len(job)
                 continue

@@ -19,6 +19,7 @@ from aggregator.fanout.work import Merge, Merging
 from aggregator.metrics import AggregatorMetrics
 from aggregator.policy import FanOutPolicy
 from aggregator.results import Timings
+from aggregator.served import ServedBundle
 from aggregator.transport import Payload
 from mach import tracing
 from mach.errors import Unavailable
@@ -111,10 +112,9 @@ class FanOut:
                 job.fail(stopping)
             self._close(batch)
 
-    @property
-    def max_rows(self) -> int:
-        """The most queries that fit into a message to every shard."""
-        return min(self._policy.max_rows, self._fleet.max_rows or self._policy.max_rows)
+    def max_rows(self, served: ServedBundle) -> int:
+        """The most queries of a bundle that fit into a message to every shard, and its answer."""
+        return min(self._policy.max_rows, self._fleet.max_rows(served.expected))
 
     @property
     def _busy(self) -> bool:

@@ -16,6 +16,7 @@ from aggregator.policy import FanOutPolicy
 from aggregator.served import Expected
 from aggregator.transport import ShardDescription, ShardTransport
 from mach.errors import DeadlineExceeded, MachError
+from mach.wire import rows_that_fit
 
 __all__ = ["STANDINGS", "Fleet"]
 
@@ -68,6 +69,7 @@ class Fleet:
         self._resolve = resolve
         self._on_change = on_change
         self._routes: dict[Expected, Routes] = {}
+        self._max_rows: dict[Expected, int] = {}
         self._watches: dict[str, _Watch] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._retiring: set[asyncio.Task[None]] = set()
@@ -116,17 +118,30 @@ class Fleet:
             routes = self._routes[expected] = find_routes(self.endpoints.values(), expected)
         return routes
 
-    @property
-    def max_rows(self) -> int | None:
-        """The most queries that all endpoints accept in a message; None if there is none."""
-        return min(
-            (
-                endpoint.max_batch_size
-                for endpoint in self.endpoints.values()
-                if endpoint.state in (State.READY, State.EJECTED, State.SILENT)
-            ),
-            default=None,
-        )
+    def max_rows(self, expected: Expected) -> int:
+        """The most queries of a bundle that all endpoints accept in a message, and answer in one.
+
+        It is one at least, and the policy's most where no endpoint is known.
+        """
+        most = self._max_rows.get(expected)
+        if most is None:
+            most = self._max_rows[expected] = self._find_max_rows(expected)
+        return most
+
+    def _find_max_rows(self, expected: Expected) -> int:
+        policy = self._policy
+        most = policy.max_rows
+        for endpoint in self.endpoints.values():
+            if endpoint.state not in (State.READY, State.EJECTED, State.SILENT):
+                continue
+            fitting = rows_that_fit(
+                policy.max_message_bytes,
+                max(1, len(endpoint.repetitions)),
+                expected.num_buckets,
+                policy.encoding,
+            )
+            most = min(most, endpoint.max_batch_size, fitting)
+        return max(1, most)
 
     def standing(self, endpoint: Endpoint) -> tuple[str, str]:
         """An endpoint's state as a word, and why it is not used, seen from the active bundle."""
@@ -169,6 +184,7 @@ class Fleet:
 
     def _changed(self) -> None:
         self._routes.clear()
+        self._max_rows.clear()
         self._on_change()
 
     def _add(self, address: str, name: str = "") -> None:
@@ -188,30 +204,46 @@ class Fleet:
         task.add_done_callback(self._retiring.discard)
 
     async def _keep_resolving(self) -> None:
-        static = {target.text for target in self._targets if not target.is_name}
         found: dict[str, list[str]] = {}
         failing: set[str] = set()
         while True:
-            for target in self._targets:
-                if not target.is_name:
-                    continue
-                try:
-                    found[target.text] = await target.resolve(self._resolve)
-                    failing.discard(target.text)
-                except OSError as error:  # what was found last goes on being used
-                    if target.text not in failing:
-                        _log.warning("%s cannot be looked up: %s", target.text, error)
-                    failing.add(target.text)
-            wanted = dict.fromkeys(static, "")
-            for target in self._targets:
-                for address in found.get(target.text, ()):
-                    wanted.setdefault(address, target.host.rstrip("."))
-            for address in sorted(wanted.keys() - self.endpoints.keys()):
-                self._add(address, wanted[address])
-            for address in sorted(self.endpoints.keys() - wanted.keys()):
-                _log.info("shard %s is not in the DNS any more", address)
-                self._remove(address)
+            try:
+                await self._resolve_once(found, failing)
+            except Exception:  # a defect of ours must not be the last time that we looked
+                _log.exception("the shards' names could not be looked up")
             await asyncio.sleep(self._policy.resolve_seconds * random.uniform(0.8, 1.2))
+
+    async def _resolve_once(self, found: dict[str, list[str]], failing: set[str]) -> None:
+        """Look all names up, and connect to what they have; ``found`` and ``failing`` are kept."""
+        for target in self._targets:
+            if not target.is_name:
+                continue
+            try:
+                found[target.text] = await target.resolve(self._resolve)
+                failing.discard(target.text)
+            except OSError as error:  # what was found last goes on being used
+                if target.text not in failing:
+                    _log.warning("%s cannot be looked up: %s", target.text, error)
+                failing.add(target.text)
+        wanted = {target.text: "" for target in self._targets if not target.is_name}
+        for target in self._targets:
+            for address in found.get(target.text, ()):
+                wanted.setdefault(address, target.host.rstrip("."))
+        for address in sorted(wanted.keys() - self.endpoints.keys()):
+            self._add(address, wanted[address])
+        for address in sorted(self.endpoints.keys() - wanted.keys()):
+            _log.info("shard %s is not in the DNS any more", address)
+            self._remove(address)
+
+
+def _traits_of(endpoint: Endpoint) -> tuple[object, ...]:
+    """What an endpoint is chosen by, beside whether it answers."""
+    return (
+        endpoint.bundle_versions,
+        endpoint.repetitions,
+        endpoint.shape,
+        endpoint.max_batch_size,
+    )
 
 
 async def _retire(endpoint: Endpoint) -> None:
@@ -241,7 +273,14 @@ class _Watch:
         """Until cancelled."""
         endpoint = self._endpoint
         while True:
-            seconds = await self._look()
+            try:
+                seconds = await self._look()
+            except Exception:  # a defect of ours must not be the last time that we looked
+                _log.exception("shard %s could not be asked for its state", endpoint.address)
+                self._failures += 1
+                seconds = self._retry_seconds()
+                with suppress(Exception):  # it may be this that failed
+                    self._away(State.UNREACHABLE, "what it answered could not be used")
             endpoint.wake.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
@@ -309,14 +348,12 @@ class _Watch:
         endpoint, fleet = self._endpoint, self._fleet
         now = asyncio.get_running_loop().time()
         self._described = now
+        before = _traits_of(endpoint)
         endpoint.max_batch_size = max(1, description.max_batch_size)
-        news = (
-            description.bundle_versions,
-            description.repetitions,
-            (description.num_buckets, description.num_features),
-        )
-        same = news == (endpoint.bundle_versions, endpoint.repetitions, endpoint.shape)
-        endpoint.bundle_versions, endpoint.repetitions, endpoint.shape = news
+        endpoint.bundle_versions = description.bundle_versions
+        endpoint.repetitions = description.repetitions
+        endpoint.shape = (description.num_buckets, description.num_features)
+        same = _traits_of(endpoint) == before
         if endpoint.state is State.EJECTED and now < endpoint.ejected_until:
             if not same:
                 fleet._changed()

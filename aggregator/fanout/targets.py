@@ -24,7 +24,10 @@ async def resolve_name(host: str, port: int) -> list[str]:
     Raises:
         OSError: if it cannot be looked up.
     """
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:  # part of it is empty or too long, says Python, which asks nobody
+        raise OSError(f"it is no name: {error}") from error
     addresses = set()
     for family, _, _, _, where in found:
         ip = str(where[0])

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from mach.errors import MachError
+from google.protobuf.message import DecodeError
+
+from mach.errors import InvalidInput, MachError
 from mach.features import SparseBatch
 from mach.tracing import Headers
 from mach.v1 import shard_pb2
@@ -43,8 +45,16 @@ class ShardDescription:
     max_batch_size: int
 
     @classmethod
-    def from_proto(cls, message: shard_pb2.DescribeShardResponse) -> ShardDescription:
-        """Read a shard's answer."""
+    def from_bytes(cls, data: bytes) -> ShardDescription:
+        """Read a shard's answer, a serialized ``DescribeShardResponse``.
+
+        Raises:
+            InvalidInput: if it is none.
+        """
+        try:
+            message = shard_pb2.DescribeShardResponse.FromString(data)
+        except DecodeError as error:
+            raise InvalidInput("answer", f"cannot be decoded: {error}") from None
         return cls(
             # A shard of one version need not list it.
             tuple(message.bundle_versions) or (message.bundle_version,),

@@ -54,10 +54,8 @@ class StreamTransport:
         self._open_stream: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(
             _METHOD, None, None
         )
-        self._describe = channel.unary_unary(
-            _DESCRIBE,
-            shard_pb2.DescribeShardRequest.SerializeToString,
-            shard_pb2.DescribeShardResponse.FromString,
+        self._describe: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+            _DESCRIBE, None, None
         )
         self._ids = itertools.count(1)
         self._unanswered: dict[int, _Message] = {}
@@ -68,11 +66,12 @@ class StreamTransport:
     async def describe(self, seconds: float) -> ShardDescription:
         """See :class:`ShardTransport`."""
         try:
-            answer = await self._describe(shard_pb2.DescribeShardRequest(), timeout=seconds)
+            answer = await self._describe(b"", timeout=seconds)  # the request has no fields
         except grpc.aio.AioRpcError as error:
             raise error_of(error) from None
+        description = ShardDescription.from_bytes(answer)
         self._start()
-        return ShardDescription.from_proto(answer)
+        return description
 
     def predict(
         self,

@@ -32,10 +32,8 @@ class UnaryTransport:
         self._predict: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
             _METHOD, None, None
         )
-        self._describe = channel.unary_unary(
-            _DESCRIBE,
-            shard_pb2.DescribeShardRequest.SerializeToString,
-            shard_pb2.DescribeShardResponse.FromString,
+        self._describe: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+            _DESCRIBE, None, None
         )
         self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -43,10 +41,10 @@ class UnaryTransport:
     async def describe(self, seconds: float) -> ShardDescription:
         """See :class:`ShardTransport`."""
         try:
-            answer = await self._describe(shard_pb2.DescribeShardRequest(), timeout=seconds)
+            answer = await self._describe(b"", timeout=seconds)  # the request has no fields
         except grpc.aio.AioRpcError as error:
             raise error_of(error) from None
-        return ShardDescription.from_proto(answer)
+        return ShardDescription.from_bytes(answer)
 
     def predict(
         self,

@@ -42,7 +42,8 @@ class BundleHost(Generic[T]):
     """Loads bundles and switches between them.
 
     Each request keeps what :meth:`get` gave it to its end, so a switch never mixes versions in
-    one answer, and what is unloaded lives until the last request is through with it.
+    one answer, and what is unloaded lives until the last request is through with it. Two are in
+    memory at most, such requests apart: what is on standby goes before another is loaded.
     All methods are called on the event loop.
     """
 
@@ -75,6 +76,7 @@ class BundleHost(Generic[T]):
         self._active: T | None = None
         self._standby: T | None = None
         self._loading = asyncio.Lock()
+        self._tasks: set[asyncio.Task[T]] = set()
         self._loads = Counter(
             "mach_bundle_loads",
             "Bundles loaded or refused since the start, by outcome: ok or failed.",
@@ -139,10 +141,14 @@ class BundleHost(Generic[T]):
     async def load(self, path: str, version: str = "") -> T:
         """Load the bundle at ``path`` beside the active one, if it is not loaded already.
 
+        What is on standby makes room for it, once its manifest was read, and is lost even where
+        the rest of it cannot be loaded. A caller that gives up stops nothing: a thread cannot be
+        stopped, so the load goes on to its end, and the next one waits for it.
+
         Raises:
             InvalidInput: if the path is outside the root.
             VersionMismatch: if ``version`` is given and the bundle is another.
-            UserError: whatever else stops it; what was loaded goes on serving.
+            UserError: whatever else stops it; the active bundle goes on serving.
         """
         root = self._root.resolve()
         try:
@@ -152,15 +158,32 @@ class BundleHost(Generic[T]):
         if not path or not where.is_relative_to(root):
             raise InvalidInput("path", f"must name a bundle within {root}")
         self.active  # noqa: B018 - Unavailable while the server starts
-        async with self._loading:
-            try:
-                held = await self._timed_load(where, version)
-            except UserError as error:
-                _logger.error("a bundle could not be loaded: %s", error)
-                raise
+        # Only what has its turn outlives its caller: what waits for one is given up with it.
+        await self._loading.acquire()
+        task = asyncio.create_task(self._load_and_release(where, version))
+        self._tasks.add(task)  # the event loop itself keeps none alive
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[T]) -> None:
+        self._tasks.discard(task)  # it keeps what it loaded
+        if not task.cancelled():
+            task.exception()  # nobody may be waiting for it any more; it was logged
+
+    async def _load_and_release(self, path: Path, version: str) -> T:
+        try:
+            held = await self._timed_load(path, version)
             if held is not self._active and held is not self._standby:
                 self._set(self._active, held)
-        return held
+            return held
+        except UserError as error:
+            _logger.error("a bundle could not be loaded: %s", error)
+            raise
+        except Exception:
+            _logger.exception("a bundle could not be loaded")
+            raise
+        finally:
+            self._loading.release()
 
     async def _timed_load(self, path: Path, version: str) -> T:
         start = time.monotonic()
@@ -171,6 +194,8 @@ class BundleHost(Generic[T]):
             for held in (self._active, self._standby):
                 if held is not None and held.bundle.version == bundle.version:
                     return held
+            held = None  # else this would keep the one on standby
+            self._drop_standby()
             held = await asyncio.to_thread(self._load, bundle)
         except Exception:
             self._loads.labels("failed").inc()
@@ -216,8 +241,13 @@ class BundleHost(Generic[T]):
         """
         if self._find(version) is self._active:
             raise InvalidInput("bundle_version", "it is active; activate another one first")
-        self._set(self._active, None)
-        _logger.info("bundle unloaded", extra={"bundle_version": version})
+        self._drop_standby()
+
+    def _drop_standby(self) -> None:
+        if self._standby is not None:
+            version = self._standby.bundle.version
+            self._set(self._active, None)
+            _logger.info("bundle unloaded", extra={"bundle_version": version})
 
     def _find(self, version: str) -> T:
         for held in (self._active, self._standby):

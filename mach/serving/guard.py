@@ -15,7 +15,7 @@ from mach.errors import Overloaded, PermissionDenied, Unauthenticated
 from mach.reloading import Reloaded
 from mach.tokens import Scope, Token, TokenFile, hash_token, id_of, read_tokens
 
-__all__ = ["Caller", "TokenBucket", "TokenGuard", "charge"]
+__all__ = ["Caller", "TokenBucket", "TokenGuard", "charge", "count_call"]
 
 _NOBODY = bytes(32)
 
@@ -35,9 +35,13 @@ class TokenBucket:
         self._level = burst
         self._at = now
 
-    def take(self, cost: float, now: float) -> float:
-        """Pay ``cost``; 0 where it was paid, else the seconds until it can be."""
-        self._level = min(self.burst, self._level + (now - self._at) * self.rate)
+    def take(self, cost: float, now: float, *, paid: float = 0.0) -> float:
+        """Pay ``cost``; 0 where it was paid, else the seconds until it can be.
+
+        What was ``paid`` of it before counts, and comes back where it cannot be: else the bucket,
+        which is never full again once something was paid, would let no burst through.
+        """
+        self._level = min(self.burst, self._level + paid + (now - self._at) * self.rate)
         self._at = now
         needed = min(cost, self.burst)
         if self._level >= needed:
@@ -49,12 +53,13 @@ class TokenBucket:
 class Caller:
     """A token in use."""
 
-    __slots__ = ("_bucket", "_ok", "_shed", "expires", "hash", "token")
+    __slots__ = ("_bucket", "_clock", "_ok", "_shed", "expires", "hash", "token")
 
     def __init__(self, token: Token, calls: Counter, clock: Callable[[], float]) -> None:
         self.token = token
         self.hash = bytes.fromhex(token.sha256)
         self.expires = math.inf if token.expires is None else token.expires.timestamp()
+        self._clock = clock
         self._bucket = None
         if token.rate is not None:
             burst = float(token.burst or max(1.0, token.rate))
@@ -63,25 +68,29 @@ class Caller:
         self._ok = calls.labels(token.name, "ok")
         self._shed = calls.labels(token.name, "rate_limited")
 
-    def admit(self, now: float) -> None:
-        """Count a call and its first query.
+    def admit(self) -> None:
+        """Pay for a call's first query; :func:`count_call` counts the call when it is over.
 
         Raises:
             Overloaded: if the rate is used up.
         """
-        self.pay(1, now)
+        self._pay(1, paid=0)
+        _uncounted.set(self)
+
+    def charge(self, queries: int) -> None:
+        """Pay for all queries of a call of which the first is paid; see :func:`charge`."""
+        self._pay(queries, paid=1)
+
+    def count(self) -> None:
+        """Count a call that was not refused for its rate."""
         self._ok.inc()
 
-    def pay(self, queries: int, now: float) -> None:
-        """Pay for queries.
-
-        Raises:
-            Overloaded: if the rate is used up.
-        """
+    def _pay(self, queries: int, paid: int) -> None:
         if self._bucket is None:
             return
-        seconds = self._bucket.take(queries, now)
+        seconds = self._bucket.take(queries, self._clock(), paid=paid)
         if seconds:
+            _uncounted.set(None)
             self._shed.inc()
             raise Overloaded(
                 f"the token {self.token.name} allows {self.token.rate:g} queries a second",
@@ -91,17 +100,32 @@ class Caller:
 
 #: Whose call this is; None where no tokens are asked for.
 caller_of_call: ContextVar[Caller | None] = ContextVar("caller", default=None)
+#: Whose call this is while it was let in and is not counted: a batch may yet be refused.
+_uncounted: ContextVar[Caller | None] = ContextVar("uncounted", default=None)
 
 
 def charge(queries: int) -> None:
-    """Pay for the queries of a call beyond its first, where its token has a rate.
+    """Pay for the queries of a call, where its token has a rate.
+
+    The first was paid when the call was let in. It is paid back where the call is refused.
+
+    Args:
+        queries: all that the call holds.
 
     Raises:
         Overloaded: if the rate is used up.
     """
     caller = caller_of_call.get()
-    if caller is not None and queries > 0:
-        caller.pay(queries, time.monotonic())
+    if caller is not None and queries > 1:
+        caller.charge(queries)
+
+
+def count_call() -> None:
+    """Count this call as one that was let in, unless it was counted as another; at its end."""
+    caller = _uncounted.get()
+    if caller is not None:
+        _uncounted.set(None)
+        caller.count()
 
 
 class TokenGuard:
@@ -171,7 +195,7 @@ class TokenGuard:
             raise PermissionDenied(
                 f"the token {token.name} is for {' and '.join(token.scopes)}, not for {scope}"
             )
-        caller.admit(self._clock())
+        caller.admit()
         return caller
 
     def _identify(self, metadata: Iterable[tuple[str, str | bytes]]) -> Caller:

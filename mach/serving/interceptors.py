@@ -16,6 +16,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from mach.errors import InvalidInput, MachError, Overloaded, status_of
+from mach.serving.guard import count_call
 from mach.serving.metrics import ServerMetrics
 
 __all__ = [
@@ -31,6 +32,11 @@ __all__ = [
 RETRY_PUSHBACK = "grpc-retry-pushback-ms"
 
 _logger = logging.getLogger(__name__)
+
+#: Most bytes of an error's text, as they travel. It is metadata, and a peer refuses metadata of
+#: more than some 8 kB: it would see RESOURCE_EXHAUSTED instead of the error.
+_MOST_DETAILS = 1000
+_ELLIPSIS = "…"
 _CODE_NAMES: dict[Any, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 _CODE_NAMES.update({code: code.name for code in grpc.StatusCode})
 
@@ -132,6 +138,26 @@ class WrappingInterceptor(grpc.aio.ServerInterceptor):
         )
 
 
+def _travelling_bytes(text: str) -> int:
+    """Length of a text as gRPC sends it: percent-encoded, but for printable ASCII."""
+    if text.isascii() and text.isprintable():
+        return len(text) + 2 * text.count("%")
+    encoded = text.encode("utf-8", "replace")
+    return sum(1 if 0x20 <= byte <= 0x7E and byte != 0x25 else 3 for byte in encoded)
+
+
+def _cut(text: str) -> str:
+    """A text of at most ``_MOST_DETAILS`` bytes as they travel; an ellipsis tells of the rest."""
+    if len(text) <= _MOST_DETAILS and _travelling_bytes(text) <= _MOST_DETAILS:
+        return text
+    left = _MOST_DETAILS - _travelling_bytes(_ELLIPSIS)
+    for end, character in enumerate(text):
+        left -= _travelling_bytes(character)
+        if left < 0:
+            return text[:end] + _ELLIPSIS
+    return text
+
+
 class _Guard(AbstractAsyncContextManager[None]):
     """Turns an exception that leaves the call into a status."""
 
@@ -161,7 +187,7 @@ class _Guard(AbstractAsyncContextManager[None]):
         if isinstance(error, Overloaded):
             before = self._context.trailing_metadata() or ()
             trailing = (*before, (RETRY_PUSHBACK, str(error.retry_after_ms)))
-        await self._context.abort(status_of(error), str(error), trailing)
+        await self._context.abort(status_of(error), _cut(str(error)), trailing)
 
 
 class ErrorInterceptor(WrappingInterceptor):
@@ -207,12 +233,16 @@ class _Timer(AbstractAsyncContextManager[None]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        count_call()
         code = code_of(self._context, error)
         self._metrics.handled(self._rpc, code, time.perf_counter() - self._start)
 
 
 class MetricsInterceptor(WrappingInterceptor):
-    """Counts and times calls; put it outside :class:`ErrorInterceptor`."""
+    """Counts and times calls; put it outside :class:`ErrorInterceptor`.
+
+    It counts them by token too, at their end: only then is it known whether one was let through.
+    """
 
     def __init__(self, metrics: ServerMetrics) -> None:
         super().__init__()

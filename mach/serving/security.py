@@ -117,13 +117,19 @@ class Security:
             for one in self._watched:
                 await self._look(one)
             if self._interceptor is not None:  # each time: tokens expire too
-                await self._interceptor.end_streams()
+                try:
+                    await self._interceptor.end_streams()
+                except Exception:  # a defect of ours must not be the last time that we looked
+                    _logger.exception("streams of tokens that expired may go on")
 
     async def _look(self, one: Watched) -> None:
         name = one.files.name
         try:
             # On a thread: a volume that hangs must not stop the event loop.
             changed = await asyncio.to_thread(one.files.check)
+            if changed:
+                one.changed()
+                self._show_expiry(one)
         except UserError as error:
             self._metrics.reloads.labels(name, "failed").inc()
             _logger.error("changed files were not taken up, those before stay in use: %s", error)
@@ -133,7 +139,5 @@ class Security:
             _logger.exception("changed files were not taken up, those before stay in use")
             return
         if changed:
-            one.changed()
-            self._show_expiry(one)
             self._metrics.reloads.labels(name, "ok").inc()
             _logger.info("changed files were taken up", extra={"file": name})

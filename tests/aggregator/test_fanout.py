@@ -16,6 +16,7 @@ from mach.errors import (
     VersionMismatch,
     VersionNotFound,
 )
+from mach.v1 import shard_pb2
 from tests.aggregator.fakes import fake_fleet
 
 PATIENT = FanOutPolicy(minimum_repetitions=2, straggler_seconds=30.0)
@@ -107,6 +108,33 @@ async def test_no_message_is_larger_than_a_shard_accepts(served, one_each, title
         answer = await fleet.search(titles[:20], SearchOptions(k=1), 5.0, single=False)
         assert len(answer.results) == 20
         assert max(fleet.shards["shard0:1"].sizes) == 5
+
+
+@pytest.mark.parametrize("encoding", [1, 2, 3])
+async def test_no_answer_of_a_shard_is_larger_than_a_message(served, load, titles, encoding):
+    policy = FanOutPolicy(minimum_repetitions=2, encoding=encoding, max_message_bytes=2000)
+    sizes = []
+
+    def weighed(shard):
+        shard.spoil = lambda answer: sizes.append(
+            shard_pb2.PredictStreamResponse(id=2**63, response=answer).ByteSize()
+        )
+
+    loaded = {"a:1": load(0), "b:1": load(1, 2, 3)}
+    async with fake_fleet(served, loaded, prepare=weighed, policy=policy) as fleet:
+        answer = await fleet.search(titles[:64], SearchOptions(k=1), 5.0, single=False)
+        assert len(answer.results) == 64
+        await asyncio.gather(*(ask(fleet, title) for title in titles[:64]))  # together if they fit
+        most = max(fleet.shards["b:1"].sizes)
+        assert most > 1
+    assert 1000 < max(sizes) <= 2000
+
+
+async def test_a_message_has_one_query_at_least(served, load, titles):
+    policy = FanOutPolicy(minimum_repetitions=2, max_message_bytes=10)
+    async with fake_fleet(served, {"a:1": load(0, 1, 2, 3)}, policy=policy) as fleet:
+        await fleet.search(titles[:3], SearchOptions(k=1), 5.0, single=False)
+        assert fleet.shards["a:1"].sizes == [1, 1, 1]
 
 
 @pytest.mark.parametrize(

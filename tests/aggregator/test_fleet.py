@@ -72,6 +72,16 @@ async def test_a_silent_shard_is_noticed_without_traffic(served, one_each):
         await fleet.until(lambda: fleet.metric("endpoints", state="ready") == 4)
 
 
+async def test_what_nobody_foresaw_does_not_end_the_watch_over_a_shard(served, one_each, caplog):
+    async with fake_fleet(served, one_each, policy=QUICK) as fleet:
+        shard = fleet.shards["shard0:1"]
+        shard.describe_error = AttributeError("a defect")
+        await fleet.until(lambda: fleet.metric("endpoints", state="unreachable") == 1)
+        assert "shard shard0:1 could not be asked for its state" in caplog.text
+        shard.describe_error = None
+        await fleet.until(lambda: fleet.metric("endpoints", state="ready") == 4)
+
+
 async def test_traffic_spares_the_questions(served, one_each, titles):
     policy = FanOutPolicy(minimum_repetitions=2, probe_seconds=0.3)
     async with fake_fleet(served, one_each, policy=policy) as fleet:
@@ -262,6 +272,30 @@ async def test_names_are_resolved_again(served, load, titles):
         assert set(endpoints) == {"10.0.0.2:5", "10.0.0.3:5"}
         assert (await ask(fleet, titles[4], k=1)).product_ids == ["P00004"]
         assert len(fleet.shards["10.0.0.1:5"].sizes) == 0
+
+
+@pytest.mark.parametrize("error", [OSError("no such name"), RuntimeError("a defect")])
+async def test_a_name_that_cannot_be_looked_up_does_not_stop_the_others(served, load, error):
+    found = {"good.test": ["10.0.0.1:5"]}
+    errors = [error, error]
+
+    async def resolve(host, port):
+        if host == "bad.test" and errors:
+            raise errors.pop()
+        return found.get(host, [])
+
+    whole = load(0, 1, 2, 3)
+    loaded = {f"10.0.0.{number}:5": whole for number in (1, 2)}
+    targets = ["dns:///bad.test:5", "dns:///good.test:5"]
+    async with fake_fleet(served, loaded, targets=targets, policy=QUICK, resolve=resolve) as fleet:
+        found["good.test"] = ["10.0.0.2:5"]
+        await fleet.until(lambda: set(fleet.aggregator.fleet.endpoints) == {"10.0.0.2:5"})
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".test"])
+async def test_what_is_no_name_cannot_be_looked_up(host):
+    with pytest.raises(OSError, match="it is no name"):
+        await resolve_name(host, 5)
 
 
 async def test_a_replica_that_leaves_the_dns_finishes_its_work(served, load, titles):

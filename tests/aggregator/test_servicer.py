@@ -35,13 +35,22 @@ def features(indices=(1,), values=(0.5,), splits=(0, 1)):
 
 
 @asynccontextmanager
-async def serving(core, *, default_seconds=5.0, margin_seconds=0.01, log_queries=False):
+async def serving(
+    core,
+    *,
+    default_seconds=5.0,
+    margin_seconds=0.01,
+    log_queries=False,
+    max_message_bytes=4 << 20,
+):
     """A stub for a server on ``core``."""
-    server = grpc.aio.server(interceptors=[ErrorInterceptor()])
+    options = [("grpc.max_send_message_length", max_message_bytes)]
+    server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=options)
     servicer = SearchServicer(
         core,
         default_seconds=default_seconds,
         margin_seconds=margin_seconds,
+        max_message_bytes=max_message_bytes,
         log_queries=log_queries,
     )
     search_pb2_grpc.add_SearchServiceServicer_to_server(servicer, server)
@@ -156,6 +165,32 @@ async def test_a_batch_has_a_size(served, one_each, count):
         assert caught.value.details() == f"queries: must be 1 to 3, got {count}"
 
 
+async def test_an_answer_that_cannot_be_sent_is_the_callers_mistake(served, one_each, titles):
+    """And not an overload, which it would be again for as long as the caller tries."""
+    query = search_pb2.Query(text=titles[7])
+    async with (
+        fake_fleet(served, one_each) as fleet,
+        serving(fleet.aggregator, max_message_bytes=4000) as stub,
+    ):
+
+        async def search(count, **options):
+            options = search_pb2.SearchOptions(**options)
+            if count == 1:
+                request = search_pb2.SearchRequest(query=query, options=options)
+                return len((await stub.Search(request)).result.products)
+            request = search_pb2.SearchBatchRequest(queries=[query] * count, options=options)
+            return len((await stub.SearchBatch(request)).results)
+
+        assert await search(1, k=50) == 50
+        assert await search(5, k=10) == 5
+        for count, options in ((1, {"k": 50, "include_attributes": True}), (50, {"k": 10})):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await search(count, **options)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert caught.value.details().startswith("options: the answer has ")
+            assert "than the 4000 of --max-message-bytes; ask for fewer" in caught.value.details()
+
+
 @pytest.mark.parametrize("asked", [True, False])
 async def test_query_texts_are_logged_where_asked_for_only(served, one_each, titles, caplog, asked):
     caplog.set_level("DEBUG")
@@ -223,7 +258,9 @@ async def test_the_callers_deadline_is_kept_with_a_margin(served, one_each):
     [(1.0, 0.01, 0.95), (0.1, 0.01, 0.09), (0.012, 0.01, 0.006), (None, 0.01, 4.75)],
 )
 def test_the_margin_grows_with_the_deadline(timeout, margin, shards_get):
-    servicer = SearchServicer(None, default_seconds=5.0, margin_seconds=margin)
+    servicer = SearchServicer(
+        None, default_seconds=5.0, margin_seconds=margin, max_message_bytes=1024
+    )
     context = SimpleNamespace(time_remaining=lambda: timeout)
     assert servicer._seconds(context) == pytest.approx(shards_get)
 

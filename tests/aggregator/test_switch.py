@@ -128,6 +128,29 @@ async def test_a_shard_that_is_away_holds_up_no_switch(served, following, one_ea
         await fleet.aggregator.check_shards(following)
 
 
+async def test_repetitions_that_a_switch_takes_away_are_not_reported_any_more(
+    served, one_each, titles, tmp_path
+):
+    smaller = ServedBundle(make_bundle(tmp_path / "smaller", num_repetitions=2, seed=5))
+    async with fake_fleet(served, one_each) as fleet:
+        fleet.shards["shard3:1"].break_off()  # what was said last of its repetition is an alert
+        name = "mach_aggregator_repetition_ready_endpoints"
+
+        def shown():
+            found = (
+                fleet.registry.get_sample_value(name, {"repetition": str(r)}) for r in range(6)
+            )
+            return [value is not None for value in found]
+
+        assert shown() == [True] * 4 + [False] * 2
+        fleet.bundles.loaded.insert(0, smaller)
+        fleet.aggregator.bundles_changed()
+        assert shown() == [True] * 2 + [False] * 4
+        fleet.bundles.loaded.reverse()
+        fleet.aggregator.bundles_changed()
+        assert shown() == [True] * 4 + [False] * 2
+
+
 async def test_a_version_can_be_asked_for_by_name(
     served, following, one_each, loaded_next, titles, expected
 ):

@@ -270,6 +270,29 @@ async def test_a_message_over_the_limit_is_an_error(load, served, titles, kind):
         assert isinstance(await asyncio.wait_for(future, 5), MachError)
 
 
+@pytest.mark.parametrize("kind", GRPC)
+async def test_a_description_that_cannot_be_decoded_is_an_error(kind, caplog):
+    async def describe(request, context):
+        return b"\xff\xff\xff"
+
+    server = grpc.aio.server()
+    handler = grpc.unary_unary_rpc_method_handler(describe)
+    methods = grpc.method_handlers_generic_handler(
+        "mach.v1.ShardService", {"DescribeShard": handler}
+    )
+    server.add_generic_rpc_handlers((methods,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    transport = connect(f"127.0.0.1:{port}", transport=kind, max_message_bytes=1 << 20)
+    try:
+        with pytest.raises(InvalidInput, match="answer: cannot be decoded"):
+            await transport.describe(5.0)
+    finally:
+        await transport.close()
+        await server.stop(0)
+    assert "Traceback" not in caplog.text
+
+
 async def test_nobody_there(payload):
     for kind in GRPC:
         transport = connect("127.0.0.1:1", transport=kind, max_message_bytes=1 << 20)

@@ -36,12 +36,8 @@ def addresses(shards: Iterable[FakeShard]) -> str:
 
 
 def assert_nothing_unforeseen(stderr: str) -> None:
-    """What was logged is about others' faults, not our own.
-
-    But gRPC itself writes a traceback when an answer would be over the limit.
-    """
-    tracebacks = stderr.count("Traceback")
-    assert tracebacks == stderr.count("ERROR   grpc._cython.cygrpc: ExecuteBatchError"), stderr
+    """What was logged is about others' faults, not our own."""
+    assert "Traceback" not in stderr, stderr
 
 
 def aggregator_over(bundle: Bundle, shards: str, *more: str, listen: str = "127.0.0.1:0"):

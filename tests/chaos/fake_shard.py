@@ -36,6 +36,7 @@ class FakeShard:
         replace: what is sent instead of an answer: any bytes, any number of times.
         fail: ends the stream with this status instead of answering.
         describe: changes the description before it is sent.
+        describe_as: sent instead of the description, whatever bytes.
         asked: requests received.
         cancelled: requests taken back by the caller.
         streams: streams open now.
@@ -54,7 +55,7 @@ class FakeShard:
             "DescribeShard": grpc.unary_unary_rpc_method_handler(
                 self._describe,
                 shard_pb2.DescribeShardRequest.FromString,
-                Description.SerializeToString,
+                None,
             ),
             # No serializers: what is sent need not be a message.
             "PredictStream": grpc.stream_stream_rpc_method_handler(
@@ -77,6 +78,7 @@ class FakeShard:
         self.replace: Callable[[Request, Answer], list[bytes]] | None = None
         self.fail: grpc.StatusCode | None = None
         self.describe: Callable[[Description], None] | None = None
+        self.describe_as: bytes | None = None
 
     def __enter__(self) -> FakeShard:
         self._server.start()
@@ -90,7 +92,7 @@ class FakeShard:
     ) -> None:
         self._server.stop(0).wait(10)
 
-    def _describe(self, request: Any, context: Any) -> Description:
+    def _describe(self, request: Any, context: Any) -> bytes:
         loaded = self._loaded
         description = Description(
             bundle_version=loaded.version,
@@ -103,7 +105,7 @@ class FakeShard:
         )
         if self.describe is not None:
             self.describe(description)
-        return description
+        return description.SerializeToString() if self.describe_as is None else self.describe_as
 
     def _predict(self, request: shard_pb2.PredictRequest, context: Any) -> bytes:
         """The same script for unary calls: the response of the first message that it sends."""

@@ -171,7 +171,7 @@ async def test_messages_over_the_limit(tiny_bundle, aggregator, shard, oracle):
         # The answer would be too large, not the request.
         options = search_pb2.SearchOptions(k=200, include_attributes=True, explain=True)
         request = search_pb2.SearchBatchRequest(queries=[query] * 40, options=options)
-        await expect(code, stub.SearchBatch(request, timeout=9))
+        await expect(grpc.StatusCode.INVALID_ARGUMENT, stub.SearchBatch(request, timeout=9))
     async with Load(aggregator.address, oracle) as load:
         await load.until(lambda: load.seen.complete > 20)
         assert load.errors == []

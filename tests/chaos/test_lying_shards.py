@@ -246,6 +246,22 @@ async def test_a_description_that_does_not_fit(field, value, aggregator, faulty,
     assert load.errors == []
 
 
+async def test_a_description_that_is_none_ends_nothing(aggregator, faulty, oracle):
+    async with Load(aggregator.address, oracle) as load:
+        faulty.describe_as = b"\xff\xff\xff"
+        faulty.fail = grpc.StatusCode.UNAVAILABLE  # so that it is asked again
+        await load.until(lambda: load.seen.degraded > 20)
+        with MachClient(aggregator.address) as client:
+            states = {shard.address: shard for shard in client.describe().shards}
+        assert not states[faulty.address].ready
+        faulty.fail = None
+        seen = load.fresh()
+        await load.until(lambda: seen.degraded > 20)  # it is not used for what it cannot say
+        faulty.behave()
+        await load.until(lambda: load.seen.complete > 5)
+    assert load.errors == []
+
+
 async def test_all_shards_lie(aggregator, fakes, faulty, oracle):
     for shard in fakes:
         shard.spoil = NONSENSE["NaN"]

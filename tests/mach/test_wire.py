@@ -9,7 +9,15 @@ from hypothesis.extra import numpy as hnp
 from mach.errors import InvalidInput
 from mach.features import SparseBatch
 from mach.v1 import features_pb2, shard_pb2
-from mach.wire import ENCODINGS, EncodedRows, decode_rows, encode_rows, sparse_from_proto
+from mach.wire import (
+    ENCODINGS,
+    EncodedRows,
+    decode_rows,
+    encode_rows,
+    largest_answer,
+    rows_that_fit,
+    sparse_from_proto,
+)
 from mach.wire import sparse_to_proto as to_proto
 
 log_rows = hnp.arrays(
@@ -86,3 +94,35 @@ def test_damage_is_named(encoded, encoding, field):
 def test_bytes_that_are_no_whole_number_of_values():
     with pytest.raises(InvalidInput, match=r"features\.indices: 3 bytes"):
         sparse_from_proto(features_pb2.SparseFeatures(indices=b"abc"), 10)
+
+
+@given(
+    rows=st.integers(1, 40),
+    repetitions=st.integers(1, 20),
+    buckets=st.integers(1, 300),
+    encoding=st.sampled_from(sorted(ENCODINGS)),
+)
+def test_what_an_answer_takes_is_bounded(rows, repetitions, buckets, encoding):
+    values = np.full((rows, buckets), -1.0, np.float32)
+    values[:, ::2] = -7.25
+    encoded, largest = encode_rows(values, encoding), 2**31 - 1
+    response = shard_pb2.PredictResponse(
+        bundle_version="f" * 64,
+        num_queries=largest,
+        num_buckets=largest,
+        encoding=encoding,
+        queue_us=largest,
+        inference_us=largest,
+    )
+    for repetition in range(repetitions):
+        response.repetitions.add(
+            repetition=largest - repetition,
+            data=encoded.data,
+            minimum=encoded.minimum,
+            step=encoded.step,
+        )
+    most = largest_answer(rows, repetitions, buckets, encoding)
+    assert response.ByteSize() <= most
+    assert rows_that_fit(most, repetitions, buckets, encoding) == rows
+    assert rows_that_fit(most - 1, repetitions, buckets, encoding) == rows - 1
+    assert rows_that_fit(0, repetitions, buckets, encoding) == 0

@@ -96,6 +96,10 @@ def test_an_edited_manifest(copy, refused):
         (["--repetition", "0", "--threads", "0"], ["--threads"]),
         (["--repetition", "0", "--provider", "tpu"], ["--provider", "'tpu'"]),
         (["--repetition", "0", "--repetitions", "0"], ["--repetitions"]),
+        (
+            ["--repetition", "0", "--max-connection-age-seconds", "300"],
+            ["--max-connection-age-seconds", "is for aggregators: a shard would cut their streams"],
+        ),
     ],
 )
 def test_a_wrong_flag(tiny_bundle, refused, flags, fragments):

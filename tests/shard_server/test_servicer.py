@@ -168,6 +168,28 @@ async def test_before_the_bundle_is_loaded_it_is_unavailable(loaded):
             assert (await failure(call)).code() is grpc.StatusCode.UNAVAILABLE
 
 
+async def test_an_answer_that_cannot_be_sent_is_refused_and_the_stream_goes_on(loaded):
+    async with serving(loaded, max_message_bytes=4000) as (stub, _, _):
+        most = (await stub.DescribeShard(shard_pb2.DescribeShardRequest())).max_batch_size
+        assert 30 < most < 40  # 4 repetitions, 16 buckets
+        call = stub.PredictStream()
+        for number, (count, encoding) in enumerate([(most, 3), (most + 1, 3), (most, 1), (1, 1)]):
+            one = request(loaded, count, encoding=encoding)
+            await call.write(shard_pb2.PredictStreamRequest(id=number, request=one))
+            answer = await call.read()
+            assert answer.id == number
+            assert answer.ByteSize() <= 4000
+            if number in (0, 3):
+                assert answer.response.num_queries == count
+            else:
+                assert answer.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+                assert answer.message.startswith("repetitions: 4 of 16 buckets for ")
+                assert answer.message.endswith("than the 4000 of --max-message-bytes")
+        await call.done_writing()
+        error = await failure(stub.Predict(request(loaded, most + 1)))
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 async def test_describe(loaded):
     async with serving(loaded, max_batch_size=77) as (stub, _, _):
         answer = await stub.DescribeShard(shard_pb2.DescribeShardRequest())

@@ -2,6 +2,8 @@
 
 import asyncio
 import shutil
+import threading
+import weakref
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -117,18 +119,105 @@ async def test_unloading(host, root):
         host.unload(version(root, "b"))
 
 
-async def test_a_damaged_bundle_is_refused_and_the_old_ones_stay(host, root, caplog):
+async def test_a_bundle_is_refused_before_the_one_on_standby_has_to_go(host):
     await host.load("b")
     before = host.versions
-    with pytest.raises(BundleError, match="corrupt"):
-        await host.load("damaged")
     with pytest.raises(BundleError, match="no such directory"):
         await host.load("none")
     with pytest.raises(VersionMismatch, match="not " + "f" * 10):
         await host.load("c", "f" * 64)
     assert host.versions == before
-    assert host.count("failed") == 3
+    assert host.count("failed") == 2
+
+
+async def test_a_damaged_bundle_is_refused_and_the_active_one_stays(host, root, caplog):
+    await host.load("b")
+    with pytest.raises(BundleError, match="corrupt"):
+        await host.load("damaged")
+    assert host.versions == [version(root, "a")]  # the other had made room
+    assert host.count("failed") == 1
     assert "corrupt" in caplog.text
+
+
+async def test_no_more_than_two_are_ever_in_memory(root):
+    alive, most = weakref.WeakSet(), 0
+
+    def load(bundle):
+        nonlocal most
+        held = Held(bundle)
+        alive.add(held)
+        most = max(most, len(alive))
+        return held
+
+    host = Host(root, load)
+    await host.load_first(root / "a")
+    for name in ("b", "c", "a"):
+        await host.load(name)
+        assert len(host.versions) == 2
+        host.activate(version(root, name))
+    assert most == 2
+    host.unload(host.standby.bundle.version)
+    await asyncio.sleep(0)
+    assert len(alive) == 1
+
+
+class Gate:
+    """A load that ends when the test says so."""
+
+    def __init__(self):
+        self.open = threading.Event()
+        self.open.set()
+        self.running, self.most = 0, 0
+
+    def load(self, bundle):
+        self.running += 1
+        self.most = max(self.most, self.running)
+        assert self.open.wait(10)
+        self.running -= 1
+        return Held(bundle)
+
+    async def begun(self, call):
+        task = asyncio.create_task(call)
+        async with asyncio.timeout(5):
+            while not self.running:  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+        return task
+
+
+async def test_a_caller_that_gives_up_lets_no_other_load_run_beside_its_own(root):
+    gate = Gate()
+    host = Host(root, gate.load)
+    await host.load_first(root / "a")
+    gate.open.clear()
+    first = await gate.begun(host.load("b"))
+    waiting = asyncio.create_task(host.load("a"))
+    second = asyncio.create_task(host.load("c"))
+    await asyncio.sleep(0.01)
+    for task in (first, waiting):
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    await asyncio.sleep(0.02)
+    assert (gate.running, host.count("ok")) == (1, 1)
+    gate.open.set()
+    await second
+    assert gate.most == 1
+    assert host.count("ok") == 3  # the one that nobody waited for as well
+    assert host.versions == [version(root, "a"), version(root, "c")]
+
+
+async def test_a_load_given_up_that_fails_is_counted_and_logged(root, caplog):
+    gate = Gate()
+    host = Host(root, gate.load)
+    await host.load_first(root / "a")
+    gate.open.clear()
+    task = await gate.begun(host.load("damaged"))
+    task.cancel()
+    gate.open.set()
+    await host.load("b")  # when the other is over
+    assert host.count("failed") == 1
+    assert "corrupt" in caplog.text
+    assert host.versions == [version(root, "a"), version(root, "b")]
 
 
 @pytest.mark.parametrize("path", ["", "..", "../x", "/etc", "a/../../x", "\0", "link"])

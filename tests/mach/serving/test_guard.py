@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from mach.errors import Overloaded, PermissionDenied, Unauthenticated
-from mach.serving.guard import TokenBucket, TokenGuard, caller_of_call, charge
+from mach.serving.guard import TokenBucket, TokenGuard, caller_of_call, charge, count_call
 from mach.tokens import create_token, revoke_token
 
 
@@ -27,6 +27,15 @@ class Guarded:
 
     def admit(self, token, scope="search"):
         return self.guard.admit([("x", "y"), ("authorization", f"Bearer {token}")], scope)
+
+    def call(self, token, queries=1):
+        """A whole call: let in, charged for its queries, counted at its end."""
+        caller_of_call.set(self.admit(token))
+        try:
+            charge(queries)
+        finally:
+            count_call()
+            caller_of_call.set(None)
 
     def reload(self):
         assert self.guard.files.check()
@@ -45,6 +54,7 @@ def path(tmp_path):
 def test_a_token_is_let_in_and_nothing_else(path):
     token, other = create_token(path, "a"), create_token(path, "b")
     guarded = Guarded(path)
+    guarded.call(token)
     assert guarded.admit(token).token.name == "a"
     assert guarded.guard.admit([("authorization", f"bearer {other}")], None).token.name == "b"
     swapped = token[:14] + other[14:]  # one's id, the other's secret
@@ -108,13 +118,13 @@ def test_a_revoked_token_is_refused_and_others_keep_what_is_left_of_their_rate(p
 def test_a_rate_is_kept_and_says_when_to_come_back(path):
     token = create_token(path, "a", rate=4, burst=2)
     guarded = Guarded(path)
-    guarded.admit(token)
-    guarded.admit(token)
+    guarded.call(token)
+    guarded.call(token)
     with pytest.raises(Overloaded, match="the token a allows 4 queries a second") as caught:
         guarded.admit(token)
     assert caught.value.retry_after_ms == 250
     guarded.now = 0.25
-    guarded.admit(token)
+    guarded.call(token)
     assert guarded.calls("a", "ok") == 3
     assert guarded.calls("a", "rate_limited") == 1
 
@@ -123,14 +133,37 @@ def test_the_queries_of_a_batch_count(path):
     token = create_token(path, "a", rate=10, burst=10)
     guarded = Guarded(path)
     charge(1000)  # nobody's call
-    caller_of_call.set(guarded.admit(token))
-    try:
-        charge(0)
-        caller_of_call.get().pay(9, 0.0)
-        with pytest.raises(Overloaded):
-            caller_of_call.get().pay(1, 0.0)
-    finally:
-        caller_of_call.set(None)
+    guarded.call(token, 10)
+    with pytest.raises(Overloaded):
+        guarded.call(token)
+
+
+@pytest.mark.parametrize("queries", [10, 11, 12, 256])
+def test_no_batch_is_refused_for_ever(path, queries):
+    token = create_token(path, "a", rate=10, burst=10)
+    guarded = Guarded(path)
+    guarded.call(token, queries)  # more than the burst: into debt, from a full bucket
+    with pytest.raises(Overloaded) as caught:
+        guarded.call(token)
+    assert caught.value.retry_after_ms == 100 * (queries - 10 + 1)
+    guarded.now += caught.value.retry_after_ms / 1000
+    guarded.call(token)
+    guarded.now += 1.0
+    guarded.call(token, queries)
+
+
+def test_a_batch_that_is_refused_costs_nothing_and_is_counted_once(path):
+    token = create_token(path, "a", rate=10, burst=10)
+    guarded = Guarded(path)
+    guarded.call(token)
+    for _ in range(5):
+        with pytest.raises(Overloaded) as caught:
+            guarded.call(token, 12)
+        assert caught.value.retry_after_ms == 100  # and not more each time
+    assert (guarded.calls("a", "ok"), guarded.calls("a", "rate_limited")) == (1, 5)
+    guarded.now = 0.1
+    guarded.call(token, 12)
+    assert (guarded.calls("a", "ok"), guarded.calls("a", "rate_limited")) == (2, 5)
 
 
 @given(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client import CollectorRegistry
 
 from mach.errors import ConfigError
-from mach.serving import ServingSettings, load_settings
+from mach.reloading import Reloaded
+from mach.serving import ServingSettings, Watched, load_settings
+from mach.serving.security import Security
 from mach.tokens import create_token, revoke_token
 from mach.v1 import shard_pb2, shard_pb2_grpc
 from tests.certificates import Authority, write
@@ -194,6 +198,7 @@ def test_a_rate_is_a_status_with_a_time_to_come_back(guarded):
     assert 90_000 < int(pushback) <= 100_000
     calls = guarded.server.metrics()
     assert calls['mach_auth_calls_total{outcome="rate_limited",token="slow"}'] == 1
+    assert calls['mach_auth_calls_total{outcome="ok",token="slow"}'] == 1
     assert calls['mach_auth_calls_total{outcome="unauthenticated",token=""}'] >= 3
 
 
@@ -237,6 +242,44 @@ def test_certificates_are_exchanged_while_the_server_runs(guarded):
         assert guarded.status(guarded.channel(replaced.ca)) == "OK"
     expiry = guarded.server.metrics()['mach_tls_certificate_expiry_timestamp_seconds{file="tls"}']
     assert expiry > 0
+
+
+async def test_what_nobody_foresaw_does_not_end_the_watch(tmp_path, caplog):
+    create_token(tmp_path / "tokens.json", "a")
+    (tmp_path / "file").write_text("0")
+    seen = []
+
+    def changed():
+        seen.append(files.value)
+        raise RuntimeError("a defect")
+
+    files = Reloaded("file", [tmp_path / "file"], (tmp_path / "file").read_text)
+    security = Security(
+        ServingSettings(tokens=tmp_path / "tokens.json", reload_seconds=0.05),
+        CollectorRegistry(),
+        scopes={},
+        open_services=[],
+        watched=[Watched(files, changed=changed)],
+    )
+    ended = []
+
+    async def end_streams():
+        ended.append(0)
+        raise RuntimeError("another defect")
+
+    security.interceptors[0].end_streams = end_streams
+    watching = asyncio.create_task(security.watch())
+    for text in ("10", "200"):
+        (tmp_path / "file").write_text(text)
+        async with asyncio.timeout(5):
+            while text not in seen:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+    async with asyncio.timeout(5):
+        while len(ended) < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    assert not watching.done()
+    watching.cancel()
+    assert "a defect" in caplog.text and "another defect" in caplog.text
 
 
 def test_the_log_has_no_token(guarded):
