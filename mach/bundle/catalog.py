@@ -118,8 +118,7 @@ class Catalog:
         except (ValueError, OverflowError, pa.ArrowException):
             columns = [[_value(scalar) for scalar in column] for column in picked.columns]
             rows = [
-                dict(zip(self._attributes, row, strict=True))
-                for row in zip(*columns, strict=True)
+                dict(zip(self._attributes, row, strict=True)) for row in zip(*columns, strict=True)
             ]
         return [{name: value for name, value in row.items() if value is not None} for row in rows]
 

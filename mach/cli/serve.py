@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,41 @@ if TYPE_CHECKING:
     from mach.fleet import FleetStatus
 
 __all__ = ["fleet_table", "register"]
+
+_POLL_SECONDS = 0.1
+
+
+class _Signals:
+    """Takes SIGINT and SIGTERM; where it matters, what runs asks whether one came.
+
+    A handler that raised would do so anywhere, also where a child has been started and nobody
+    knows of it yet; one that sets an event can meet the lock of who waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._first: int | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._take)
+
+    def _take(self, number: int, frame: object) -> None:
+        self._first = self._first or number
+
+    def check(self) -> None:
+        """End what is being started.
+
+        Raises:
+            KeyboardInterrupt: after SIGINT.
+            typer.Exit: after SIGTERM, with 0, as of servers that are told to end while they load.
+        """
+        if self._first == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self._first is not None:
+            raise typer.Exit
+
+    def wait(self) -> None:
+        """Until one comes."""
+        while self._first is None:
+            time.sleep(_POLL_SECONDS)
 
 
 def fleet_table(status: FleetStatus) -> Table:
@@ -76,8 +111,8 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Serve a bundle on this machine: a process a shard and an aggregator.
 
-        Ctrl-C drains: what is in flight is answered, then every process ends. A server that
-        dies is started again.
+        Ctrl-C drains: what is in flight is answered, then every process ends; while the fleet
+        starts it ends at once. A server that dies is started again.
         """
         from mach.bundle import Bundle
         from mach.errors import ConfigError
@@ -105,9 +140,7 @@ def register(app: typer.Typer) -> None:
             if value is not None
             for argument in (flag, str(value.absolute()))
         ]
-        stop = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stop.set())
+        signals = _Signals()
         fleet = LocalFleet(
             Bundle.open(bundle),
             num_shards=shards,
@@ -121,7 +154,7 @@ def register(app: typer.Typer) -> None:
         )
         prometheus = None
         with err.status("starting the fleet"):
-            fleet.start()
+            fleet.start(check=signals.check)
         ports = fleet.admin_ports
         try:
             if fleet_file is not None:
@@ -130,7 +163,7 @@ def register(app: typer.Typer) -> None:
                 prometheus = LocalPrometheus(
                     fleet, fleet.directory / "prometheus", listen=monitoring
                 )
-                prometheus.start()
+                prometheus.start(check=signals.check)
                 err.print(f"metrics and alerts at http://{prometheus.address}", markup=False)
             err.print(fleet_table(fleet.status()))
             err.print(
@@ -139,7 +172,7 @@ def register(app: typer.Typer) -> None:
                 highlight=False,
                 markup=False,
             )
-            stop.wait()
+            signals.wait()
         finally:
             with err.status("draining"):
                 if prometheus is not None:

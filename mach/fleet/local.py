@@ -23,6 +23,10 @@ _CHECK_SECONDS = 0.25
 _LONGEST_PAUSE = 10.0
 
 
+class _Stopping(Exception):
+    """The fleet is being stopped."""
+
+
 @dataclass(frozen=True)
 class FleetStatus:
     """Every server as last seen, the aggregator first."""
@@ -80,6 +84,8 @@ class LocalFleet:
         self.directory.mkdir(parents=True, exist_ok=True)
         self._on_event = on_event
         self._stopping = threading.Event()
+        self._idle = threading.Event()  # the monitor starts nothing any more
+        self._ended = threading.Event()  # all servers have
         self._monitor: threading.Thread | None = None
         self._aggregator_arguments = ["--bundle", str(bundle.path), *aggregator_arguments]
         self._listen = listen
@@ -120,8 +126,15 @@ class LocalFleet:
             if server.admin is not None
         ]
 
-    def start(self, timeout: float = 180.0) -> None:
+    def start(self, timeout: float = 600.0, *, check: Callable[[], None] = lambda: None) -> None:
         """Start every process and wait until the aggregator serves.
+
+        Call it on a thread that lives until :meth:`stop`: Linux tells a child to end when the
+        thread that started it does.
+
+        Args:
+            timeout: seconds for all of it; the first start on a machine compiles for minutes.
+            check: called all the while; what it raises ends the start, and every process.
 
         Raises:
             ConfigError: if a server does not start; the message is its own.
@@ -130,9 +143,10 @@ class LocalFleet:
         deadline = time.monotonic() + timeout
         try:
             for shard in self.shards:
+                check()
                 shard.start()
             for shard in self.shards:
-                shard.wait_bound(deadline)
+                shard.wait_bound(deadline, check)
             self.aggregator = ServerProcess(
                 "aggregator",
                 "aggregator",
@@ -145,8 +159,8 @@ class LocalFleet:
                 admin=self._admin,
             )
             self.aggregator.start()
-            self.aggregator.wait_bound(deadline)
-            self._wait_serving(deadline)
+            self.aggregator.wait_bound(deadline, check)
+            self._wait_serving(deadline, check)
         except BaseException:
             self.stop(drain_seconds=2.0)
             raise
@@ -156,9 +170,10 @@ class LocalFleet:
     def _servers(self) -> list[ServerProcess]:
         return [*([self.aggregator] if self.aggregator else []), *self.shards]
 
-    def _wait_serving(self, deadline: float) -> None:
+    def _wait_serving(self, deadline: float, check: Callable[[], None]) -> None:
         for server in [*self.shards, *([self.aggregator] if self.aggregator else [])]:
             while server.health() != "serving":
+                check()
                 if server.pid is None:
                     raise ConfigError(f"{server.name} did not start: {server.last_words()}")
                 if time.monotonic() > deadline:
@@ -166,6 +181,15 @@ class LocalFleet:
                 time.sleep(0.05)
 
     def _watch(self) -> None:
+        try:
+            self._restart_what_dies()
+        finally:
+            self._idle.set()
+        # The servers that this thread started again would be told to end with it, a second time
+        # where they drain already, which cancels what they still answer.
+        self._ended.wait()
+
+    def _restart_what_dies(self) -> None:
         pauses: dict[str, float] = {}
         due: dict[str, float] = {}
         while not self._stopping.wait(_CHECK_SECONDS):
@@ -186,10 +210,18 @@ class LocalFleet:
         try:
             server.bundle = self._active_bundle() or server.bundle
             server.restart()
-            server.wait_bound(time.monotonic() + 30)
+            server.wait_bound(time.monotonic() + 30, self._stop_waiting)
             self._on_event(f"{server.name} runs again at {server.address}")
+        except _Stopping:
+            pass
         except MachError as error:
             self._on_event(str(error))
+        except OSError as error:  # no process, memory or file to be had: perhaps the next time
+            self._on_event(f"{server.name} cannot be started: {error.strerror or error}")
+
+    def _stop_waiting(self) -> None:
+        if self._stopping.is_set():
+            raise _Stopping
 
     def _active_bundle(self) -> Path | None:
         """What the shards that run serve by now; None where nobody says."""
@@ -209,8 +241,7 @@ class LocalFleet:
         """End every process, the aggregator first, each with time to finish what it has."""
         self._stopping.set()
         if self._monitor is not None:
-            self._monitor.join()
-            self._monitor = None
+            self._idle.wait()
         deadline = time.monotonic() + drain_seconds
         if self.aggregator is not None:
             self.aggregator.stop(deadline)
@@ -218,6 +249,10 @@ class LocalFleet:
             shard.signal_stop()
         for shard in self.shards:
             shard.stop(deadline)
+        self._ended.set()
+        if self._monitor is not None:
+            self._monitor.join()
+            self._monitor = None
         if self._temporary is not None:
             self._temporary.cleanup()
 

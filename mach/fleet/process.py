@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -18,7 +18,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from mach.errors import ConfigError, Unavailable
 
-__all__ = ["ServerProcess", "ServerState"]
+__all__ = ["DIRECT", "ServerProcess", "ServerState"]
+
+#: Options of a channel to a server of a fleet: what a proxy is for is elsewhere, and a proxy's
+#: loopback is another.
+DIRECT = (("grpc.enable_http_proxy", 0),)
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class ServerProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
         self._channel: grpc.Channel | None = None
+        self._told = False  # whether this process was asked to end
 
     @property
     def pid(self) -> int | None:
@@ -116,23 +121,26 @@ class ServerProcess:
             # wait for no more than each of many shards.
             process_group=0,
         )
+        self._told = False
 
     def restart(self) -> None:
         """Start it again at the addresses it had."""
-        self.restarts += 1
         self.start()
+        self.restarts += 1
 
-    def wait_bound(self, deadline: float) -> None:
+    def wait_bound(self, deadline: float, check: Callable[[], None] = lambda: None) -> None:
         """Wait until its ports are open.
 
         Args:
             deadline: on the clock of ``time.monotonic``.
+            check: called all the while; what it raises ends the wait.
 
         Raises:
             ConfigError: if it ends first; the message is what the server said.
             Unavailable: if the deadline passes.
         """
         while not self._ready_file.exists():
+            check()
             if self.pid is None:
                 raise ConfigError(f"{self.name} did not start: {self.last_words()}")
             if time.monotonic() > deadline:
@@ -160,7 +168,7 @@ class ServerProcess:
         if self.pid is None:
             return "down"
         if self._channel is None:
-            self._channel = grpc.insecure_channel(self.probed or self.address)
+            self._channel = grpc.insecure_channel(self.probed or self.address, options=DIRECT)
         check = health_pb2_grpc.HealthStub(self._channel).Check
         try:
             answer = check(health_pb2.HealthCheckRequest(), timeout=timeout)
@@ -181,9 +189,11 @@ class ServerProcess:
             os.kill(self._process.pid, number)
 
     def signal_stop(self) -> None:
-        """Ask it to drain and end, without waiting."""
-        self.signal(signal.SIGCONT)  # a stopped process would not see the next one
-        self.signal(signal.SIGTERM)
+        """Ask it to drain and end, without waiting; once, for a second signal ends a drain."""
+        if not self._told:
+            self._told = True
+            self.signal(signal.SIGCONT)  # a stopped process would not see the next one
+            self.signal(signal.SIGTERM)
 
     def stop(self, deadline: float) -> None:
         """End it: SIGTERM (it drains), then SIGKILL at ``deadline`` (``time.monotonic``)."""

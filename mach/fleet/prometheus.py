@@ -10,18 +10,21 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from mach.errors import ConfigError, Unavailable
 from mach.fleet.local import LocalFleet
+from mach.serving.binding import reason_of
 from mach.serving.settings import split_address
 
 __all__ = ["RULES", "LocalPrometheus"]
 
 #: Recording and alerting rules, for Prometheus.
 RULES = Path(__file__).with_name("rules.yaml")
+#: Asks this machine, whatever proxy the environment names.
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class LocalPrometheus:
@@ -50,7 +53,7 @@ class LocalPrometheus:
             scrape_seconds: how often metrics are read and rules evaluated.
 
         Raises:
-            ConfigError: if there is no such program or ``listen`` is no address.
+            ConfigError: if there is no such program, or ``listen`` is no address or not to be had.
         """
         program = shutil.which("prometheus")
         if program is None:
@@ -59,7 +62,10 @@ class LocalPrometheus:
             host, port = split_address(listen)
         except ValueError as error:
             raise ConfigError(f"monitoring: {error}") from error
-        self.address = f"{host}:{port or _free_port(host)}"
+        try:
+            self.address = f"{listen.rpartition(':')[0]}:{port or _free_port(host)}"
+        except (OSError, UnicodeError) as error:
+            raise ConfigError(f"monitoring: {listen}: {reason_of(error)}") from error
         self._directory = directory
         self._config = {
             "global": {
@@ -90,8 +96,12 @@ class LocalPrometheus:
         ]
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, timeout: float = 30.0) -> None:
+    def start(self, timeout: float = 30.0, *, check: Callable[[], None] = lambda: None) -> None:
         """Start it and wait until it answers.
+
+        Args:
+            timeout: seconds.
+            check: called all the while; what it raises ends the wait, and :meth:`stop` is due.
 
         Raises:
             Unavailable: if it does not; the message is the last line that it wrote.
@@ -115,11 +125,12 @@ class LocalPrometheus:
                 self.stop()
                 lines = log.read_text(errors="replace").splitlines() or ["it wrote nothing"]
                 raise Unavailable(f"prometheus did not start: {lines[-1]}")
+            check()
             time.sleep(0.1)
 
     def _ready(self) -> bool:
         try:
-            with urllib.request.urlopen(f"http://{self.address}/-/ready", timeout=1) as answer:
+            with _DIRECT.open(f"http://{self.address}/-/ready", timeout=1) as answer:
                 return bool(answer.status == 200)
         except (urllib.error.URLError, http.client.HTTPException, OSError):
             return False
@@ -150,6 +161,8 @@ class LocalPrometheus:
 
 def _free_port(host: str) -> int:
     """A port that is free now; another process may take it before Prometheus does."""
-    with socket.create_server((host, 0)) as server:
-        port: int = server.getsockname()[1]
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
         return port

@@ -21,7 +21,8 @@ from mach.errors import (
     VersionMismatch,
     from_status,
 )
-from mach.files import write_atomically
+from mach.files import check_target, write_atomically
+from mach.fleet.process import DIRECT
 from mach.tls import ClientTls
 from mach.v1 import admin_pb2, admin_pb2_grpc
 
@@ -70,8 +71,10 @@ def check_fleet_file(path: Path) -> None:
 
     Raises:
         ConfigError: if it is another file, or of a fleet that still runs.
+        InvalidInput: if no file can be written there.
     """
     if not path.exists():
+        check_target("--fleet-file", path)
         return
     if not path.is_file():  # a pipe would be read for ever
         raise ConfigError(f"{path} is not a file of `mach serve --fleet-file`")
@@ -96,7 +99,8 @@ def write_fleet_file(path: Path, ports: Sequence[AdminPort]) -> None:
     """Write where a fleet's admin ports are, atomically.
 
     Raises:
-        ConfigError: as :func:`check_fleet_file` does.
+        UserError: as :func:`check_fleet_file` does.
+        OSError: if it cannot be written.
     """
     check_fleet_file(path)
     write_atomically(path, json.dumps([asdict(port) for port in ports], indent=1) + "\n")
@@ -169,10 +173,10 @@ class FleetAdmin:
     def _stub(self, port: AdminPort) -> Iterator[admin_pb2_grpc.AdminServiceStub]:
         if port.tls and self._tls is not None:
             channel = grpc.secure_channel(
-                port.address, self._tls.credentials(), options=self._tls.options
+                port.address, self._tls.credentials(), options=[*DIRECT, *self._tls.options]
             )
         else:
-            channel = grpc.insecure_channel(port.address)
+            channel = grpc.insecure_channel(port.address, options=DIRECT)
         with channel:
             yield admin_pb2_grpc.AdminServiceStub(channel)
 

@@ -7,13 +7,23 @@ import os
 import socket
 import tempfile
 from pathlib import Path
+from urllib.parse import unquote
 
 import grpc
 
 from mach.errors import ConfigError
 from mach.serving.settings import split_address
 
-__all__ = ["bind", "write_ready_file"]
+__all__ = ["bind", "reason_of", "write_ready_file"]
+
+_CONNECT_SECONDS = 1.0
+
+
+def reason_of(error: OSError | UnicodeError) -> str:
+    """Why an address cannot be had, for people; a name such as ``a..b`` is a UnicodeError."""
+    if isinstance(error, UnicodeError):
+        return "the host is not a valid name"
+    return error.strerror or str(error)
 
 
 def _probe(flag: str, address: str, reuse_port: bool) -> None:
@@ -30,8 +40,28 @@ def _probe(flag: str, address: str, reuse_port: bool) -> None:
             probe.bind(where)
             if not reuse_port:
                 probe.listen()  # with SO_REUSEADDR alone a second bind() may pass
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"{flag} {address}: {reason_of(error)}") from error
+
+
+def _probe_unix(flag: str, address: str) -> None:
+    """Make sure that no server is there: gRPC would take its place, and its callers, unasked."""
+    path = unquote(address.removeprefix("unix:"))
+    if path.startswith("//"):  # unix:///PATH, as gRPC allows
+        path = "/" + path.lstrip("/")
+    if not path:
+        raise ConfigError(f"{flag} {address}: a path must follow unix:")
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(_CONNECT_SECONDS)  # a full queue would be waited for
+            probe.connect(path)
+    except (FileNotFoundError, ConnectionRefusedError):
+        return  # nothing, or what a dead server left
+    except (TimeoutError, BlockingIOError):
+        pass  # it is there, and busy
     except OSError as error:
-        raise ConfigError(f"{flag} {address}: {error.strerror or error}") from error
+        raise ConfigError(f"{flag} {address}: {reason_of(error)}") from error
+    raise ConfigError(f"{flag} {address}: another server answers there")
 
 
 def bind(
@@ -55,10 +85,12 @@ def bind(
         The address, its port resolved.
 
     Raises:
-        ConfigError: if it cannot be bound.
+        ConfigError: if it cannot be bound, or another server answers at the path.
     """
     is_unix = address.startswith("unix:")
-    if not is_unix:
+    if is_unix:
+        _probe_unix(flag, address)
+    else:
         _probe(flag, address, reuse_port)
     try:
         if credentials is None:

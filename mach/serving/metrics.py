@@ -21,6 +21,7 @@ from prometheus_client import (
 
 from mach import __version__, tracing
 from mach.errors import ConfigError
+from mach.serving.binding import reason_of
 from mach.serving.settings import split_address
 
 __all__ = ["LATENCY_BUCKETS", "ServerMetrics", "new_registry", "start_metrics_server"]
@@ -96,8 +97,8 @@ def start_metrics_server(
     host, port = split_address(address)
     try:
         server, thread = start_http_server(port, host, registry)
-    except OSError as error:
-        raise ConfigError(f"--metrics-listen {address}: {error.strerror or error}") from error
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"--metrics-listen {address}: {reason_of(error)}") from error
 
     def close() -> None:
         server.shutdown()

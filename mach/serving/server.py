@@ -31,6 +31,7 @@ from mach.serving.options import server_options
 from mach.serving.security import Security
 from mach.serving.service import Service
 from mach.serving.settings import ServingSettings, load_settings
+from mach.serving.threads import Threads
 from mach.serving.workers import run_workers
 from mach.v1 import admin_pb2_grpc
 
@@ -238,6 +239,8 @@ def run(
 ) -> int:
     """Serve in this process with settings at hand; returns the exit code.
 
+    Where a thread is still loading when all else has ended, the process ends with it at once.
+
     Args:
         settings: where and how.
         factory: makes the service, on the event loop.
@@ -245,9 +248,21 @@ def run(
         reuse_port: see :func:`serve`.
     """
     configure_logging(settings.log_level, settings.log_format)
+    threads = Threads()
+    return threads.leave(_run(settings, factory, component, reuse_port, threads))
+
+
+def _run(
+    settings: S,
+    factory: Callable[[S, CollectorRegistry], Service],
+    component: str,
+    reuse_port: bool,
+    threads: Threads,
+) -> int:
     registry = new_registry(component)
 
     async def main() -> None:
+        asyncio.get_running_loop().set_default_executor(threads)
         await serve(factory(settings, registry), settings, registry, reuse_port=reuse_port)
 
     try:

@@ -19,7 +19,7 @@ from typing import Any
 
 from mach.errors import ConfigError
 from mach.processes import end_with_parent
-from mach.serving.binding import write_ready_file
+from mach.serving.binding import reason_of, write_ready_file
 from mach.serving.settings import ServingSettings, split_address
 
 __all__ = ["run_workers"]
@@ -27,6 +27,7 @@ __all__ = ["run_workers"]
 _logger = logging.getLogger(__name__)
 _POLL_SECONDS = 0.2
 _LONGEST_PAUSE = 10.0
+_LAST_PORT = 65535
 #: Beyond ``drain_seconds``, before a worker that should have ended is killed.
 _GRACE_SECONDS = 10.0
 
@@ -47,7 +48,8 @@ def run_workers(settings: ServingSettings, run: Run, count: int) -> int:
         count: how many.
 
     Raises:
-        ConfigError: if an address cannot be had.
+        ConfigError: if an address cannot be had or the ready file not be written; no worker
+            is left then.
     """
     return _Workers(settings, run, count).run()
 
@@ -60,6 +62,23 @@ def _above(address: str | None, number: int) -> str | None:
         return f"{address}.{number}"
     port = split_address(address)[1]
     return f"{address.rpartition(':')[0]}:{port + number if port else 0}"
+
+
+def _check_ports(settings: ServingSettings, count: int) -> None:
+    """Refuse ports the last of which would be none, before anything is started."""
+    for flag, address in (
+        ("--metrics-listen", settings.metrics_listen),
+        ("--admin-listen", settings.admin_listen),
+        ("--health-listen", settings.health_listen),
+    ):
+        if address is None or address.startswith("unix:"):
+            continue
+        port = split_address(address)[1]
+        if port and port + count - 1 > _LAST_PORT:
+            raise ConfigError(
+                f"{flag} {address}: {count} workers need the ports {port} to {port + count - 1}, "
+                f"and {_LAST_PORT} is the last one"
+            )
 
 
 def _reserve(address: str) -> tuple[socket.socket, str]:
@@ -80,8 +99,8 @@ def _reserve(address: str) -> tuple[socket.socket, str]:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         held.bind(where)
-    except OSError as error:
-        raise ConfigError(f"--listen {address}: {error.strerror or error}") from error
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"--listen {address}: {reason_of(error)}") from error
     return held, f"{address.rpartition(':')[0]}:{held.getsockname()[1]}"
 
 
@@ -105,6 +124,7 @@ class _Workers:
 
     def run(self) -> int:
         """See :func:`run_workers`."""
+        _check_ports(self._settings, self._count)
         held, address = _reserve(self._settings.listen)
         before = {
             number: signal.signal(number, self._on_signal)
@@ -125,9 +145,17 @@ class _Workers:
                     )
                     for number in range(self._count)
                 ]
-                for number in range(self._count):
-                    self._start(number)
-                return self._watch()
+                try:
+                    for number in range(self._count):
+                        self._start(number)
+                    return self._watch()
+                except BaseException:
+                    # Else the interpreter would wait at its end for workers that go on serving.
+                    if not self._signals:
+                        self._stopping_since = time.monotonic()
+                        self._tell(signal.SIGTERM)
+                    self._stop()
+                    raise
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -135,15 +163,17 @@ class _Workers:
     def _start(self, number: int) -> None:
         """Start worker ``number``, also anew; none after a signal, which all that started get."""
         self._starting = True
-        if not self._signals:
-            process = self._context.Process(
-                target=_work,
-                args=(self._each[number], self._run, os.getpid()),
-                name=f"worker {number}",
-            )
-            process.start()
-            self._processes[number : number + 1] = [process]
-        self._starting = False
+        try:
+            if not self._signals:
+                process = self._context.Process(
+                    target=_work,
+                    args=(self._each[number], self._run, os.getpid()),
+                    name=f"worker {number}",
+                )
+                process.start()
+                self._processes[number : number + 1] = [process]
+        finally:
+            self._starting = False
         if self._untold:
             self._untold = False
             self._tell(signal.SIGTERM)
@@ -186,7 +216,14 @@ class _Workers:
                     pauses[number] = min(_LONGEST_PAUSE, max(0.5, 2 * pauses[number]))
                 elif now >= due[number]:
                     del due[number]
-                    self._start(number)
+                    self._start_anew(number)
+
+    def _start_anew(self, number: int) -> None:
+        """Start one that died; where the system cannot, it counts as dead and is due again."""
+        try:
+            self._start(number)
+        except OSError as error:
+            _logger.error("worker %d could not be started: %s", number, error.strerror or error)
 
     def _announce(self) -> None:
         bound = [json.loads(file.read_text()) for file in self._ready_files]

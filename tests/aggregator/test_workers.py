@@ -81,6 +81,7 @@ def test_they_end_with_their_parent(tiny_bundle, fleet):
     [
         ("taken", None, "Address already in use"),
         ("unix:/tmp/x", None, "several workers need HOST:PORT"),
+        ("a..b:0", None, "--listen a..b:0: the host is not a valid name"),
         ("127.0.0.1:0", "nowhere", "there is no bundle at nowhere"),
     ],
 )
@@ -96,6 +97,24 @@ def test_what_stops_a_start_is_one_sentence(tiny_bundle, tmp_path, listen, bundl
                 *("--shards", "127.0.0.1:1", "--workers", "2", "--listen", listen),
             ]
         )
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ready-file", "/no/such/dir/file"], "--ready-file /no/such/dir/file"),
+        (["--metrics-listen", "127.0.0.1:65535"], "--metrics-listen 127.0.0.1:65535: 2 workers"),
+        (["--admin-listen", "127.0.0.1:65535"], "need the ports 65535 to 65536"),
+        (["--health-listen", "127.0.0.1:65535"], "65535 is the last one"),
+    ],
+)
+def test_what_cannot_be_had_leaves_no_worker(tiny_bundle, arguments, message):
+    common = ["-m", "aggregator", "--bundle", str(tiny_bundle.path), "--listen", "127.0.0.1:0"]
+    # It would wait for its workers, which would go on serving.
+    done = run_server([*common, "--shards", "127.0.0.1:1", "--workers", "2", *arguments])
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

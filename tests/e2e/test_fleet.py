@@ -1,8 +1,13 @@
 """Real servers on loopback: right answers, with everything up and with a shard gone."""
 
+import errno
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -133,6 +138,111 @@ def test_stopping_answers_what_is_in_flight_and_leaves_nothing(tiny_bundle, flee
     for thread in threads:
         thread.join()
     assert all(isinstance(outcome, Unavailable | None) for outcome in outcomes), outcomes[-8:]
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_stopping_lets_servers_that_were_restarted_drain(tiny_bundle, tmp_path, monkeypatch):
+    from mach.fleet import LocalFleet
+
+    told, kill = [], os.kill
+
+    def count(pid, number):
+        if number == signal.SIGTERM:
+            told.append(pid)
+        kill(pid, number)
+
+    patient = ["--straggler-seconds", "20", "--minimum-repetitions", "4"]
+    fleet = LocalFleet(tiny_bundle, aggregator_arguments=patient, directory=tmp_path)
+    outcomes = []
+
+    def search():
+        with MachClient(fleet.address, timeout=15.0) as client:
+            try:
+                outcomes.append(client.search("red drill", 3).coverage.answered)
+            except MachError as error:
+                outcomes.append(error)
+
+    with fleet:
+        for server in (fleet.shards[0], fleet.aggregator):
+            os.kill(server.pid, signal.SIGKILL)
+            wait_until(lambda s=server: s.restarts == 1 and s.health() == "serving")
+        slow = fleet.shards[1].pid
+        os.kill(slow, signal.SIGSTOP)
+        searching = threading.Thread(target=search)
+        searching.start()
+        wait_until(lambda: in_flight(fleet.aggregator.metrics) == 1)
+        monkeypatch.setattr(os, "kill", count)
+        pids = [server.pid for server in fleet.status().servers]
+        threading.Timer(1.5, kill, (slow, signal.SIGCONT)).start()
+        fleet.stop()
+        searching.join()
+    assert outcomes == [4]
+    # Once each: a second signal cancels what a server still answers.
+    assert sorted(told) == sorted(pids)
+    for log in tmp_path.glob("*.log"):
+        assert "second signal" not in log.read_text()
+
+
+def in_flight(metrics):
+    """Searches that an aggregator answers now."""
+    with urlopen(f"http://{metrics}/metrics", timeout=5) as answer:
+        lines = answer.read().decode().splitlines()
+    name = "mach_aggregator_queries_in_flight "
+    return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+
+def test_a_server_that_cannot_be_started_again_is_tried_again(tiny_bundle, monkeypatch):
+    from mach.fleet import LocalFleet
+
+    popen, said = subprocess.Popen, []
+
+    def fail_once(*arguments, **options):
+        monkeypatch.setattr(subprocess, "Popen", popen)
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    with LocalFleet(tiny_bundle, num_shards=1, on_event=said.append) as fleet:
+        monkeypatch.setattr(subprocess, "Popen", fail_once)
+        (shard,) = fleet.shards
+        for restarts in (1, 2):
+            os.kill(shard.pid, signal.SIGKILL)
+            wait_until(lambda n=restarts: shard.restarts == n and shard.health() == "serving")
+    assert f"{shard.name} cannot be started: Resource temporarily unavailable" in said
+
+
+def test_a_proxy_is_not_asked_for_the_fleets_own_servers(tiny_bundle, monkeypatch):
+    from mach.fleet import LocalFleet
+    from mach.fleet.switching import FleetAdmin
+
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    fleet = LocalFleet(tiny_bundle, num_shards=1, admin=True)
+    fleet.start(timeout=60)
+    try:
+        assert fleet.status().serving
+        assert len(FleetAdmin(fleet.admin_ports, timeout=10).loaded()) == 2
+    finally:
+        fleet.stop()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)], ids=["INT", "TERM"]
+)
+def test_a_signal_ends_a_fleet_that_starts(tiny_bundle, tmp_path, number, code):
+    ready = tmp_path / "aggregator.ready.json"
+    command = ["-m", "mach", "serve", str(tiny_bundle.path), "--listen", "127.0.0.1:0"]
+    command += ["--shards", "1", "--log-dir", str(tmp_path)]
+    with subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True) as process:
+        wait_until(ready.exists, seconds=60)
+        pids = [json.loads(file.read_text())["pid"] for file in tmp_path.glob("*.ready.json")]
+        os.kill(pids[0], signal.SIGSTOP)  # as one that compiles for minutes
+        process.send_signal(number)
+        said = process.communicate(timeout=15)[1]
+    assert process.returncode == code, said
+    assert "Traceback" not in said
+    assert "serving at" not in said
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from mach.cli import bundle as command
 from mach.cli import serve
 from mach.client import MachClient
-from mach.errors import ConfigError, MachError, UserError
+from mach.errors import ConfigError, InvalidInput, MachError, UserError
 from mach.fleet import LocalFleet
 from mach.fleet.switching import (
     AdminPort,
@@ -156,6 +156,13 @@ def test_serve_writes_over_no_other_file(tmp_path, content):
         with pytest.raises(ConfigError, match=f"{path} is not a file of"):
             CliRunner().invoke(app, ["x", "--fleet-file", str(path)], catch_exceptions=False)
     assert file.read_text(encoding="latin-1") == content
+
+
+def test_serve_says_before_it_starts_that_no_fleet_file_can_be_written():
+    app = typer.Typer()
+    serve.register(app)
+    with pytest.raises(InvalidInput, match=r"--fleet-file: .*there is no directory /nope"):
+        CliRunner().invoke(app, ["x", "--fleet-file", "/nope/x"], catch_exceptions=False)
 
 
 def test_serve_removes_its_fleet_file_and_no_other(bundles, tmp_path):

@@ -222,6 +222,22 @@ def test_a_port_in_use_is_told(tmp_path):
         pass
 
 
+def test_a_host_that_is_none_is_told(tmp_path):
+    tool("prometheus")
+    with pytest.raises(ConfigError, match=r"^monitoring: a\.\.b:0: Name or service not known$"):
+        LocalPrometheus(NO_FLEET, tmp_path, listen="a..b:0")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_it_is_asked_directly_whatever_its_host(tmp_path, monkeypatch, host):
+    tool("prometheus")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # which knows the proxies of its time
+    with LocalPrometheus(NO_FLEET, tmp_path, listen=f"{host}:0") as running:
+        assert re.fullmatch(re.escape(host) + r":[1-9]\d*", running.address)
+
+
 def test_mach_serve_starts_one(tiny_bundle):
     tool("prometheus")
     command = [sys.executable, "-c", "from mach.cli import main; main()", "serve"]

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+import urllib.request
 from contextlib import asynccontextmanager
 
 import grpc
@@ -118,6 +119,21 @@ async def test_cpu_is_the_difference_of_what_the_fleet_publishes():
             used = MetricsCpu([url])
             report = await run_load(address, plan(concurrency=2), cpu=used)
         assert report.cpu_seconds_per_1000_queries == pytest.approx(1.0, rel=0.05)
+    finally:
+        http.shutdown()
+        http.server_close()
+        thread.join()
+
+
+def test_metrics_are_asked_for_past_a_proxy_whose_loopback_is_another(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # which knows the proxies of its time
+    registry = CollectorRegistry()
+    Counter("process_cpu_seconds", "as in a real process", registry=registry).inc(5)
+    http, thread = start_http_server(0, "127.0.0.1", registry)
+    try:
+        assert MetricsCpu([f"http://127.0.0.1:{http.server_port}/metrics"]).total_seconds() == 5
     finally:
         http.shutdown()
         http.server_close()

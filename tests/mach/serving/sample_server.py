@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ class SampleSettings(ServingSettings):
 
     start_when: Path | None = None
     """Loading ends when this file is there."""
+    load_seconds: float = 0.0
+    """How long a thread loads, which nothing interrupts."""
     fail: str = ""
     """The sentence, or 'crash', that loading fails with."""
     drain_streams: bool = True
@@ -81,6 +84,8 @@ class SampleService(Service):
     async def start(self, health: Health) -> None:
         while self._waiting():  # noqa: ASYNC110 - another process ends it
             await asyncio.sleep(0.01)
+        if self.settings.load_seconds:
+            await asyncio.to_thread(time.sleep, self.settings.load_seconds)
         if self.settings.fail == "crash":
             raise RuntimeError("a defect")
         if self.settings.fail:

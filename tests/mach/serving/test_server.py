@@ -216,6 +216,12 @@ def test_sigterm_while_loading_ends_it():
         assert server.stop() == 0
 
 
+def test_sigterm_does_not_wait_for_a_thread_that_loads():
+    with ServerProcess(SAMPLE, "--load-seconds", "60", serving=False) as server:
+        assert server.stop(15) == 0
+        assert "stopped" in server.stderr
+
+
 @pytest.mark.parametrize("flag", ["--listen", "--metrics-listen"])
 def test_a_port_in_use_is_one_sentence(flag):
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -236,6 +242,10 @@ def test_two_servers_never_share_a_port(server):
         (["--nonsense"], ["--nonsense"]),
         (["--listen", "192.0.2.1:1"], ["--listen 192.0.2.1:1", "assign"]),
         (["--listen", "no-such-host.invalid:1"], ["no-such-host.invalid"]),
+        (["--listen", "a..b:0"], ["--listen a..b:0", "not a valid name"]),
+        (["--metrics-listen", "a..b:0"], ["--metrics-listen a..b:0", "not a valid name"]),
+        (["--health-listen", "unix:"], ["--health-listen unix:", "a path must follow"]),
+        (["--listen", f"unix:/tmp/{'x' * 200}"], ["too long"]),
         (["--admin-listen", "127.0.0.1:0"], ["--admin-listen", "no bundles"]),
         (["--ready-file", "/no/such/dir/file"], ["--ready-file /no/such/dir/file"]),
     ],
@@ -266,6 +276,22 @@ def test_a_unix_socket_serves_too(tmp_path):
     with ServerProcess(SAMPLE, listen=address) as server, server.channel() as channel:
         assert server.address == address
         assert predict(shard_pb2_grpc.ShardServiceStub(channel), "x").bundle_version == "x"
+
+
+def test_a_unix_socket_is_taken_from_no_server_that_answers(tmp_path):
+    path = tmp_path / "socket"
+    address = f"unix:{path}"
+    with ServerProcess(SAMPLE, listen=address) as server:
+        for same in (address, f"unix://{path}"):
+            second = run_server([SAMPLE, "--listen", same])
+            assert_one_sentence(second, f"--listen {same}", "another server answers there")
+        assert server.health() == "SERVING"
+        server.signal(signal.SIGKILL)  # so that the socket stays
+        server.wait()
+    assert path.exists()
+    with ServerProcess(SAMPLE, listen=address) as server:
+        assert server.health() == "SERVING"
+        assert server.stop() == 0
 
 
 def test_a_message_above_the_limit_is_refused():
