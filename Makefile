@@ -54,7 +54,7 @@ test test-all soak: export PYTHONDONTWRITEBYTECODE :=
 WORKERS ?= 2
 IN_PARALLEL := --numprocesses=$(WORKERS) --dist=loadfile
 
-test: check prometheus $(COMPILED) ## Check everything and run the tests (7 to 10 minutes on 2 cores)
+test: check prometheus $(COMPILED) ## Check everything and run the tests (10 minutes on 2 cores)
 	$(RUN) python -m pytest -m "not slow" $(IN_PARALLEL)
 
 test-all: check prometheus $(COMPILED) ## The same and the slow tests
