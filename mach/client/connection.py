@@ -23,6 +23,7 @@ __all__ = ["Connection", "OpenChannel", "TokenSource", "token_metadata"]
 TokenSource = str | Callable[[], str]
 
 _CHECK_SECONDS = 5.0
+_LOOPBACK = ("localhost:", "127.", "[::1]:")
 _logger = logging.getLogger(__name__)
 
 C = TypeVar("C")
@@ -93,6 +94,8 @@ class Connection(ABC, Generic[C]):
             ConfigError: if a file cannot be used.
         """
         self._address = address
+        if address.removeprefix("dns:///").startswith(_LOOPBACK):
+            options = [*options, ("grpc.enable_http_proxy", 0)]  # its loopback is another
         self._options = options
         self._credentials = tls if isinstance(tls, grpc.ChannelCredentials) else None
         self._tls: ClientTls | None = None

@@ -338,6 +338,14 @@ def test_timeouts_have_a_range(call, timeout):
         call("describe", timeout=timeout)
 
 
+def test_a_proxy_is_not_asked_for_this_machine(call, monkeypatch, free_port):
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("no_grpc_proxy", raising=False)
+    assert call("search", "lamp").products[0].product_id == "lamp"
+
+
 def test_calls_end_with_their_client(served, script):
     script.seconds = 1.0
     client = MachClient(served[1], timeout=10.0)
