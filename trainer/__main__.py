@@ -7,9 +7,8 @@ import sys
 import typer
 
 from mach.errors import MachError, UserError
+from mach.interrupts import INTERRUPTED, as_interrupt
 from trainer.command import make_command
-
-_INTERRUPTED, _CONTINUES = 130, "interrupted; the same command continues"
 
 
 def main() -> None:
@@ -17,17 +16,10 @@ def main() -> None:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(make_command(parts=True))
     try:
-        app(prog_name="python -m trainer")
+        with as_interrupt():
+            app(prog_name="python -m trainer")
     except KeyboardInterrupt:
-        sys.exit(_fail(_CONTINUES, _INTERRUPTED))
-    except SystemExit as leaving:
-        if leaving.code == _INTERRUPTED:  # typer caught it, and said nothing
-            print(_CONTINUES, file=sys.stderr)
-        raise
-    except SystemError as error:  # from compiled code
-        if not isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
-            raise
-        sys.exit(_fail(_CONTINUES, _INTERRUPTED))
+        sys.exit(_fail("interrupted; the same command continues", INTERRUPTED))
     except MachError as error:
         sys.exit(_fail(f"error: {error}", 2 if isinstance(error, UserError) else 1))
     except OSError as error:

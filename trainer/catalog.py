@@ -19,7 +19,7 @@ from mach.bundle.catalog import ID_COLUMN, repeated_column
 from mach.errors import DataError
 from mach.hashing import MAX_CLASSES
 from trainer.interactions import SkipReport, read_interactions
-from trainer.tables import DELIMITERS, csv_error, file_format, json_rows, open_binary
+from trainer.tables import DELIMITERS, csv_error, file_format, is_text, json_rows, open_binary
 
 __all__ = ["TITLE_COLUMN", "ClassIndex", "catalog_from_log", "read_catalog"]
 
@@ -181,10 +181,7 @@ def _json_column(path: Path, name: str, chunk: list[tuple[int, dict[str, Any]]])
 
 def _ids(path: Path, column: pa.ChunkedArray) -> pa.Array:
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    text = text or pa.types.is_string_view(kind) or pa.types.is_null(kind)
-    text = text or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-    if not (text or pa.types.is_integer(kind)):
+    if not (is_text(kind) or pa.types.is_integer(kind)):
         raise DataError(path, f"column {ID_COLUMN} is {kind}, it must be text or whole numbers")
     try:
         ids = column.cast(pa.large_string()).combine_chunks()

@@ -114,7 +114,7 @@ class FanOut:
 
     def max_rows(self, served: ServedBundle) -> int:
         """The most queries of a bundle that fit into a message to every shard, and its answer."""
-        return min(self._policy.max_rows, self._fleet.max_rows(served.expected))
+        return self._fleet.max_rows(served.expected)
 
     @property
     def _busy(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import grpc
 import grpc.aio
 
+from mach.direct import DIRECT
 from mach.errors import MachError, from_status
 from mach.serving.options import channel_options
 
@@ -33,7 +34,7 @@ def open_channel(
     options = [
         *channel_options(max_message_bytes=max_message_bytes),
         ("grpc.enable_retries", 0),
-        ("grpc.enable_http_proxy", 0),
+        *DIRECT,
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 1000),

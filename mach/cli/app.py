@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import Any, NoReturn
+from typing import Any
 
 import typer
 from rich.text import Text
@@ -13,6 +13,7 @@ from rich.text import Text
 from mach import __version__
 from mach.cli.console import err
 from mach.errors import MachError, UserError
+from mach.interrupts import INTERRUPTED, as_interrupt
 
 __all__ = ["build_app", "main"]
 
@@ -29,7 +30,6 @@ COMMANDS = (
     "quickstart",
 )
 BENCH_COMMANDS = ("bench_merge", "bench_fleet")
-_INTERRUPTED = 130
 
 
 def _print_version(wanted: bool) -> None:
@@ -73,17 +73,11 @@ def main(arguments: list[str] | None = None) -> Any:
     named in one sentence; 130 interrupted.
     """
     try:
-        build_app()(arguments)
+        with as_interrupt():
+            build_app()(arguments)
     except KeyboardInterrupt:
-        _leave_interrupted()
-    except SystemExit as leaving:
-        if leaving.code == _INTERRUPTED:  # typer caught it, and said nothing
-            _leave_interrupted()
-        raise
-    except SystemError as error:  # from compiled code
-        if not isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
-            raise
-        _leave_interrupted()
+        err.print("interrupted")
+        sys.exit(INTERRUPTED)
     except MachError as error:
         _print_error(str(error))
         sys.exit(2 if isinstance(error, UserError) else 1)
@@ -97,11 +91,6 @@ def main(arguments: list[str] | None = None) -> Any:
         _print_error(_os_error(error))
         sys.exit(2)
     sys.exit(0)
-
-
-def _leave_interrupted() -> NoReturn:
-    err.print("interrupted")
-    sys.exit(_INTERRUPTED)
 
 
 def _os_error(error: OSError) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import grpc
 
+from mach.direct import DIRECT
 from mach.errors import InvalidInput, MachError, Unavailable
 from mach.tls import ClientTls, Tls
 from mach.v1 import search_pb2_grpc
@@ -95,7 +96,7 @@ class Connection(ABC, Generic[C]):
         """
         self._address = address
         if address.removeprefix("dns:///").startswith(_LOOPBACK):
-            options = [*options, ("grpc.enable_http_proxy", 0)]  # its loopback is another
+            options = [*options, *DIRECT]
         self._options = options
         self._credentials = tls if isinstance(tls, grpc.ChannelCredentials) else None
         self._tls: ClientTls | None = None

@@ -16,13 +16,10 @@ from typing import IO
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from mach.direct import DIRECT
 from mach.errors import ConfigError, Unavailable
 
-__all__ = ["DIRECT", "ServerProcess", "ServerState"]
-
-#: Options of a channel to a server of a fleet: what a proxy is for is elsewhere, and a proxy's
-#: loopback is another.
-DIRECT = (("grpc.enable_http_proxy", 0),)
+__all__ = ["ServerProcess", "ServerState"]
 
 
 @dataclass(frozen=True)

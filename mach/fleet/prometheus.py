@@ -9,11 +9,11 @@ import socket
 import subprocess
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from mach.direct import open_url
 from mach.errors import ConfigError, Unavailable
 from mach.fleet.local import LocalFleet
 from mach.serving.binding import reason_of
@@ -23,8 +23,6 @@ __all__ = ["RULES", "LocalPrometheus"]
 
 #: Recording and alerting rules, for Prometheus.
 RULES = Path(__file__).with_name("rules.yaml")
-#: Asks this machine, whatever proxy the environment names.
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class LocalPrometheus:
@@ -130,7 +128,7 @@ class LocalPrometheus:
 
     def _ready(self) -> bool:
         try:
-            with _DIRECT.open(f"http://{self.address}/-/ready", timeout=1) as answer:
+            with open_url(f"http://{self.address}/-/ready", timeout=1) as answer:
                 return bool(answer.status == 200)
         except (urllib.error.URLError, http.client.HTTPException, OSError):
             return False

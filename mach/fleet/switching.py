@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import grpc
 from pydantic import Field, TypeAdapter, ValidationError
 
+from mach.direct import DIRECT
 from mach.errors import (
     ConfigError,
     DeadlineExceeded,
@@ -22,7 +23,6 @@ from mach.errors import (
     from_status,
 )
 from mach.files import check_target, write_atomically
-from mach.fleet.process import DIRECT
 from mach.tls import ClientTls
 from mach.v1 import admin_pb2, admin_pb2_grpc
 

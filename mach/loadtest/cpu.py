@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from typing import Protocol
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from mach.direct import open_url
 from mach.errors import ConfigError
 
 __all__ = ["CpuMeter", "MetricsCpu"]
-
-#: Asks the servers themselves, whatever proxy the environment names: most are on this machine.
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class CpuMeter(Protocol):
@@ -43,7 +40,7 @@ class MetricsCpu:
         total = 0.0
         for url in self._urls:
             try:
-                with _DIRECT.open(url, timeout=5) as answer:
+                with open_url(url, timeout=5) as answer:
                     text = answer.read().decode()
             except (urllib.error.URLError, OSError, ValueError) as error:
                 raise ConfigError(f"--metrics: {url} cannot be read: {error}") from error

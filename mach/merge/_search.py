@@ -84,8 +84,9 @@ class Plan(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Bytes of what was prepared; what the table holds itself is not counted."""
-        arrays = (a for a in (*self.compiled, self.sizes) if isinstance(a, np.ndarray))
-        return sum(a.nbytes for a in arrays if a.base is None)
+        prepared = self.compiled if isinstance(self.compiled, AffinePlan) else ()
+        arrays = (a for a in (*prepared, self.sizes) if isinstance(a, np.ndarray))
+        return sum(a.nbytes for a in arrays)
 
 
 def may_walk(products: int, unit: float, rows: int, buckets: int) -> bool:

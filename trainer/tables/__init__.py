@@ -7,7 +7,14 @@ from pathlib import Path
 
 from mach.errors import DataError
 from trainer.tables.delimited import DELIMITERS, csv_columns, csv_error, stream_csv
-from trainer.tables.files import COLUMN_TYPES, TableBatch, file_format, located, open_binary
+from trainer.tables.files import (
+    COLUMN_TYPES,
+    TableBatch,
+    file_format,
+    is_text,
+    located,
+    open_binary,
+)
 from trainer.tables.jsonl import json_rows, jsonl_columns, stream_jsonl
 from trainer.tables.parquet import parquet_columns, stream_parquet
 
@@ -17,6 +24,7 @@ __all__ = [
     "column_names",
     "csv_error",
     "file_format",
+    "is_text",
     "json_rows",
     "open_binary",
     "stream_columns",

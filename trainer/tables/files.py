@@ -17,6 +17,7 @@ __all__ = [
     "MAX_ROW_BYTES",
     "TableBatch",
     "file_format",
+    "is_text",
     "located",
     "open_binary",
 ]
@@ -48,6 +49,20 @@ class TableBatch(NamedTuple):
     """Number of the first row, counted from 1, the header not included."""
     columns: dict[str, pa.Array]
     """The columns asked for that the file has, of the types in ``COLUMN_TYPES``."""
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether values of an Arrow type can be read as text: bytes may be UTF-8, nulls be missing."""
+    types = pa.types
+    tests = (
+        types.is_string,
+        types.is_large_string,
+        types.is_string_view,
+        types.is_binary,
+        types.is_large_binary,
+        types.is_null,
+    )
+    return any(test(kind) for test in tests)
 
 
 def file_format(path: Path) -> tuple[str, str | None]:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from mach.errors import DataError
 from trainer.tables import files
-from trainer.tables.files import COLUMN_TYPES, TableBatch
+from trainer.tables.files import COLUMN_TYPES, TableBatch, is_text
 
 __all__ = ["parquet_columns", "stream_parquet"]
 
@@ -57,9 +57,7 @@ def _check_type(path: Path, name: str, found: pa.DataType) -> None:
         value, listed = found.value_type, True
     if pa.types.is_dictionary(value):
         value = value.value_type
-    text = pa.types.is_string(value) or pa.types.is_large_string(value)
-    text = text or pa.types.is_string_view(value) or pa.types.is_null(value)
-    text = text or pa.types.is_binary(value) or pa.types.is_large_binary(value)
+    text = is_text(value)
     whole = pa.types.is_integer(value)
     fits = {
         "query": text and not listed,

@@ -350,3 +350,9 @@ def test_plans_for_some_repetitions_are_kept_within_bounds(monkeypatch):
     newest = top_k._plan([0, 7])
     assert top_k._plan([0, 7]) is newest
     assert len(top_k._plans) == 2
+
+
+def test_a_plan_does_not_count_what_the_table_holds():
+    table = BucketTable.from_assignment(np.arange(8 * 5000).reshape(8, 5000) % 50, 50)
+    plan = TopK(table, warm=False)._plan([0, 1, 2])
+    assert plan.nbytes == plan.sizes.nbytes == 3 * 50 * 8
