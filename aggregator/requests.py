@@ -130,7 +130,9 @@ def check_text(field: str, text: str, limits: Limits) -> None:
 def _check_unicode(field: str, value: str | tuple[str, ...]) -> None:
     """Refuse half surrogates, which a command line makes of bytes that are no UTF-8."""
     try:
-        "".join(value).encode()
+        for text in (value,) if isinstance(value, str) else value:
+            if not text.isascii():
+                text.encode()
     except UnicodeEncodeError:
         raise InvalidInput(field, "is not valid Unicode") from None
 

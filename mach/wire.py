@@ -168,9 +168,8 @@ def check_rows(encoded: EncodedRows, encoding: int, num_queries: int, num_bucket
         minimum = np.frombuffer(encoded.minimum, _FLOAT32)
         step = np.frombuffer(encoded.step, _FLOAT32)
         # Written so that a NaN anywhere fails: it is not >= anything.
-        if num_queries and not (
-            minimum.min() >= _LOWEST and step.min() >= 0 and step.max() <= _WIDEST
-        ):
+        fine = (minimum >= _LOWEST) & (step >= 0) & (step <= _WIDEST)
+        if not fine.all():
             raise InvalidInput("minimum", "must be finite, and step not negative")
         highest = minimum + step * _FULL
     else:

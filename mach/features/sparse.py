@@ -116,6 +116,21 @@ class SparseBatch:
         values[filled] = self.values
         return indices, values
 
+    def padded_rows(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """The rows numbered ``rows``, in that order, at least one, as :meth:`padded` gives them."""
+        lengths = self.lengths[rows]
+        width = max(1, int(lengths.max()))
+        if not len(self.indices):
+            return np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), np.float32)
+        places = np.arange(width, dtype=np.int32)
+        entries = self.splits[rows][:, None] + places
+        indices = self.indices.take(entries, mode="clip")
+        values = self.values.take(entries, mode="clip")
+        beyond = places >= lengths[:, None]
+        indices[beyond] = 0
+        values[beyond] = 0
+        return indices, values
+
     def check(self, num_features: int) -> None:
         """Refuse what a model must never see.
 

@@ -16,6 +16,9 @@ from mach.features import SparseBatch
 
 __all__ = ["RunCost", "plan_groups"]
 
+#: Of each class of rows.
+_LONGEST = (1 << np.arange(31)).astype(np.int32)
+
 
 @dataclass(frozen=True)
 class RunCost:
@@ -58,8 +61,7 @@ def plan_groups(
     order = np.argsort(lengths, kind="stable")
     ordered = np.maximum(lengths[order], 1)
     # Classes: lengths 1, 2, 3-4, 5-8, … ; a class ends where the next power of two begins.
-    classes = np.ceil(np.log2(ordered)).astype(np.int64)
-    ends = np.append(np.flatnonzero(np.diff(classes)) + 1, n)
+    ends = sorted({n, *np.searchsorted(ordered, _LONGEST, side="right").tolist()} - {0})
     starts = _cheapest_cuts(ends, ordered, cost)
     groups: list[NDArray[np.int64]] = []
     for start, stop in zip(starts, [*starts[1:], n], strict=True):
@@ -68,11 +70,11 @@ def plan_groups(
     return groups
 
 
-def _cheapest_cuts(ends: NDArray[np.int64], ordered: NDArray[np.int32], cost: RunCost) -> list[int]:
+def _cheapest_cuts(ends: list[int], ordered: NDArray[np.int32], cost: RunCost) -> list[int]:
     """First rows of the runs that cost least in sum, among cuts between classes."""
     best = [0.0]
     came_from = [0]
-    bounds = [0, *ends.tolist()]
+    bounds = [0, *ends]
     for last in range(1, len(bounds)):
         width = int(ordered[bounds[last] - 1])
         totals = [
@@ -80,8 +82,9 @@ def _cheapest_cuts(ends: NDArray[np.int64], ordered: NDArray[np.int32], cost: Ru
             + cost.seconds(bounds[last] - bounds[first], (bounds[last] - bounds[first]) * width)
             for first in range(last)
         ]
-        came_from.append(int(np.argmin(totals)))
-        best.append(min(totals))
+        least = min(totals)
+        came_from.append(totals.index(least))
+        best.append(least)
     starts: list[int] = []
     at = len(bounds) - 1
     while at:

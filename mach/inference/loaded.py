@@ -206,7 +206,7 @@ class LoadedBundle:
         if groups is None:
             whole = batch.padded()
         else:
-            parts = [(rows, batch.take(rows).padded()) for rows in groups]
+            parts = [(rows, batch.padded_rows(rows)) for rows in groups]
         answers: dict[int, NDArray[np.float32]] = {}
         asked = set(repetitions)
         for group in self._groups:

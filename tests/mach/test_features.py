@@ -210,3 +210,14 @@ def test_padding():
     assert indices.tolist() == [[3, 1], [0, 0], [4, 0]]
     assert values.tolist() == [[0.5, 1], [0, 0], [2, 0]]
     assert batch_of([], [], [0, 0]).padded()[0].shape == (1, 1)
+
+
+@given(st.data())
+def test_some_rows_are_padded_as_if_they_were_alone(data):
+    lengths = data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=7))
+    splits = np.cumsum([0, *lengths])
+    batch = batch_of(1 + np.arange(splits[-1]), 0.5 - np.arange(splits[-1]), splits)
+    rows = np.array(data.draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1, max_size=9)))
+    for found, expected in zip(batch.padded_rows(rows), batch.take(rows).padded(), strict=True):
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected)
