@@ -5,15 +5,26 @@ What a proxy is for is elsewhere, and its loopback is another.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
 
-__all__ = ["DIRECT", "open_url"]
+__all__ = ["DIRECT", "is_this_machine", "open_url"]
 
 #: Options of a gRPC channel.
 DIRECT = (("grpc.enable_http_proxy", 0),)
+
+_LOOPBACK = re.compile(
+    r"(dns:(//[^/]*/)?|ipv[46]:|passthrough:/{0,3})?(localhost|127\.[\d.]+|\[::1\])(:.*)?",
+    re.IGNORECASE,
+)
+
+
+def is_this_machine(address: str) -> bool:
+    """Whether a gRPC target is a loopback address."""
+    return _LOOPBACK.fullmatch(address) is not None
 
 
 def open_url(url: str, timeout: float) -> HTTPResponse:

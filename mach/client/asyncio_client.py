@@ -20,7 +20,7 @@ from mach.client.calls import (
     make_query,
     read_error,
 )
-from mach.client.connection import Connection, TokenSource, token_metadata
+from mach.client.connection import Connection, OpenChannel, TokenSource, token_metadata
 from mach.client.results import (
     FleetDescription,
     SearchResult,
@@ -28,7 +28,9 @@ from mach.client.results import (
     read_description,
     read_response,
 )
+from mach.client.retries import Attempts, Retries
 from mach.client.tracing import traced
+from mach.errors import ConfigError
 from mach.tls import Tls
 from mach.v1 import search_pb2
 
@@ -36,7 +38,7 @@ __all__ = ["AsyncMachClient"]
 
 
 class AsyncMachClient:
-    """A connection to a fleet's aggregator; for use on one event loop.
+    """A connection to a fleet's aggregator; for use on one event loop, that of its first call.
 
     It connects when it is first used. Close it, or use it as an async context manager.
     """
@@ -58,8 +60,9 @@ class AsyncMachClient:
                 ``dns:///aggregator:50050``, whose addresses are used in turn.
             timeout: seconds a call may take, where it does not say.
             max_attempts: how often a call is tried that found the fleet unavailable or
-                overloaded, within its timeout: 1 to 5.
-            max_message_bytes: the largest answer accepted.
+                overloaded, within its timeout: 1 to 5. A refusal's ``retry_after_ms`` is waited
+                for, and where that would take too long the refusal is raised at once.
+            max_message_bytes: the largest answer accepted; a larger one is ``InvalidInput``.
             tls: certificates (``Tls()`` for a server with a public one), or credentials made
                 elsewhere; plain text where not given. Files that change are taken up within
                 seconds, on a connection made beside the one in use.
@@ -73,6 +76,7 @@ class AsyncMachClient:
         self._metadata = token_metadata(token)
         self._connection = _AsyncioConnection(address, tls, options)
         self._timeout = check_timeout(timeout)
+        self._retries = Retries(max_attempts)
 
     async def search(
         self,
@@ -129,13 +133,7 @@ class AsyncMachClient:
         )
         metadata = [*make_metadata(request_id), *(self._metadata() or ())]
         with traced("Search", metadata):
-            try:
-                with self._connection.use() as stub:
-                    response = await stub.Search(
-                        request, timeout=self._seconds(timeout), metadata=tuple(metadata)
-                    )
-            except grpc.RpcError as error:
-                raise read_error(error) from None
+            response = await self._call("Search", request, timeout, tuple(metadata))
         return read_response(response)
 
     async def search_batch(
@@ -172,13 +170,7 @@ class AsyncMachClient:
         )
         metadata = [*make_metadata(request_id), *(self._metadata() or ())]
         with traced("SearchBatch", metadata):
-            try:
-                with self._connection.use() as stub:
-                    response = await stub.SearchBatch(
-                        request, timeout=self._seconds(timeout), metadata=tuple(metadata)
-                    )
-            except grpc.RpcError as error:
-                raise read_error(error) from None
+            response = await self._call("SearchBatch", request, timeout, tuple(metadata))
         return read_batch(response)
 
     async def describe(
@@ -192,19 +184,32 @@ class AsyncMachClient:
             Unavailable: the fleet cannot be reached.
             DeadlineExceeded: the timeout passed.
         """
-        try:
-            with self._connection.use() as stub:
-                response = await stub.DescribeFleet(
-                    search_pb2.DescribeFleetRequest(),
-                    timeout=self._seconds(timeout),
-                    metadata=self._metadata(),
-                )
-        except grpc.RpcError as error:
-            raise read_error(error) from None
+        request = search_pb2.DescribeFleetRequest()
+        response = await self._call("DescribeFleet", request, timeout, self._metadata())
         return read_description(response)
 
-    def _seconds(self, timeout: float | None) -> float:
-        return self._timeout if timeout is None else check_timeout(timeout)
+    async def _call(
+        self,
+        method: str,
+        request: Any,
+        timeout: float | None,  # noqa: ASYNC109
+        metadata: tuple[tuple[str, str], ...] | None,
+    ) -> Any:
+        seconds = self._timeout if timeout is None else check_timeout(timeout)
+        attempts = Attempts(self._retries, seconds)
+        while True:
+            try:
+                with self._connection.use() as stub:
+                    call = getattr(stub, method)
+                    answer = await call(request, timeout=attempts.seconds, metadata=metadata)
+            except grpc.RpcError as error:
+                found = read_error(error)
+            else:
+                self._retries.answered()
+                return answer
+            if (pause := attempts.pause(found)) is None:
+                raise found
+            await asyncio.sleep(pause)
 
     async def close(self) -> None:
         """Close the connection; calls in flight, and later ones, raise ``Unavailable``."""
@@ -227,7 +232,16 @@ class _AsyncioConnection(Connection[grpc.aio.Channel]):
         self, address: str, tls: Tls | grpc.ChannelCredentials | None, options: list[Any]
     ) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
         super().__init__(address, tls, options)
+
+    def use(self) -> OpenChannel[grpc.aio.Channel]:
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            if self._loop is not None:
+                raise ConfigError("a client belongs to the event loop of its first call")
+            self._loop = loop
+        return super().use()
 
     def _make(self, address: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
         if credentials is None:

@@ -29,6 +29,8 @@ __all__ = [
 Query = str | SparseBatch
 
 _MOST_SECONDS = 365 * 86_400
+_MOST_BYTES = 2**31 - 1  # as gRPC counts them
+_TOO_LARGE = "message larger than max"  # gRPC says so by the status of an overload
 _PUSHBACK = "grpc-retry-pushback-ms"
 _REQUEST_ID = "x-request-id"
 _WELL_FORMED_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,63}")  # as the servers read it
@@ -40,8 +42,8 @@ def channel_options(max_attempts: int, max_message_bytes: int) -> list[tuple[str
     Raises:
         InvalidInput: if an argument is out of range.
     """
-    if not 1 <= max_attempts <= 5:
-        raise InvalidInput("max_attempts", f"must be from 1 to 5, got {max_attempts}")
+    _check_whole("max_attempts", max_attempts, 5)
+    _check_whole("max_message_bytes", max_message_bytes, _MOST_BYTES)
     # Where the name has several addresses, calls go round them.
     config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
     if max_attempts > 1:
@@ -54,8 +56,8 @@ def channel_options(max_attempts: int, max_message_bytes: int) -> list[tuple[str
                     "maxBackoff": "0.5s",
                     "backoffMultiplier": 2,
                     # CANCELLED, where this side did not cancel: the server stopped before it
-                    # had taken the call.
-                    "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"],
+                    # had taken the call. For RESOURCE_EXHAUSTED see `mach.client.retries`.
+                    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
                 },
             }
         ]
@@ -71,6 +73,11 @@ def channel_options(max_attempts: int, max_message_bytes: int) -> list[tuple[str
         ("grpc.min_reconnect_backoff_ms", 1000),
         ("grpc.max_reconnect_backoff_ms", 2000),
     ]
+
+
+def _check_whole(name: str, value: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= value <= most:
+        raise InvalidInput(name, f"must be a whole number from 1 to {most}, got {value!r}")
 
 
 def check_timeout(timeout: float) -> float:
@@ -171,7 +178,10 @@ def make_metadata(request_id: str) -> list[tuple[str, str]]:
 def read_error(error: grpc.RpcError) -> MachError:
     """The error of this project for a failed call."""
     call: Any = error  # what gRPC raises is always a call, but its type does not say so
-    found = from_status(call.code(), call.details() or "")
+    details = call.details() or ""
+    if call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in details:
+        return InvalidInput("max_message_bytes", details)
+    found = from_status(call.code(), details)
     for key, value in call.trailing_metadata() or ():
         if key == _REQUEST_ID:
             found.request_id = str(value)

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import grpc
 
-from mach.direct import DIRECT
+from mach.direct import DIRECT, is_this_machine
 from mach.errors import InvalidInput, MachError, Unavailable
 from mach.tls import ClientTls, Tls
 from mach.v1 import search_pb2_grpc
@@ -24,7 +24,6 @@ __all__ = ["Connection", "OpenChannel", "TokenSource", "token_metadata"]
 TokenSource = str | Callable[[], str]
 
 _CHECK_SECONDS = 5.0
-_LOOPBACK = ("localhost:", "127.", "[::1]:")
 _logger = logging.getLogger(__name__)
 
 C = TypeVar("C")
@@ -84,7 +83,7 @@ class Connection(ABC, Generic[C]):
     def __init__(
         self, address: str, tls: Tls | grpc.ChannelCredentials | None, options: list[Any]
     ) -> None:
-        """Open the first channel; nothing is sent yet.
+        """Read the certificates; a channel is opened by the first call.
 
         Args:
             address: a gRPC target.
@@ -95,7 +94,7 @@ class Connection(ABC, Generic[C]):
             ConfigError: if a file cannot be used.
         """
         self._address = address
-        if address.removeprefix("dns:///").startswith(_LOOPBACK):
+        if is_this_machine(address):
             options = [*options, *DIRECT]
         self._options = options
         self._credentials = tls if isinstance(tls, grpc.ChannelCredentials) else None
@@ -109,7 +108,7 @@ class Connection(ABC, Generic[C]):
         self._check_at = time.monotonic() + _CHECK_SECONDS
         self._next: OpenChannel[C] | None = None
         self._closed = False
-        self.current = self._open()
+        self.current: OpenChannel[C] | None = None
 
     @abstractmethod
     def _make(self, address: str, credentials: grpc.ChannelCredentials | None) -> C:
@@ -135,11 +134,20 @@ class Connection(ABC, Generic[C]):
         """
         if self._closed:
             raise _closed()
+        if self.current is None:
+            self._open_first()
         if self._tls is not None and time.monotonic() >= self._check_at:
             self._look()
-        while not (opened := self.current).begin():
+        while (opened := self.current) is None or not opened.begin():
             pass  # exchanged just now
         return opened
+
+    def _open_first(self) -> None:
+        with self._lock:
+            if self._closed:
+                raise _closed()
+            if self.current is None:
+                self.current = self._open()
 
     def _look(self) -> None:
         assert self._tls is not None
@@ -165,7 +173,8 @@ class Connection(ABC, Generic[C]):
             if self._next is not fresh or self._closed:
                 return
             old, self.current, self._next = self.current, fresh, None
-        old.retire()
+        if old is not None:
+            old.retire()
 
     def _open_channels(self) -> list[C]:
         """Of a connection that ends: no further one is opened."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
+from typing import Any
 
 import grpc
 
@@ -25,6 +27,7 @@ from mach.client.results import (
     read_description,
     read_response,
 )
+from mach.client.retries import Attempts, Retries
 from mach.client.tracing import traced
 from mach.tls import Tls
 from mach.v1 import search_pb2
@@ -55,8 +58,9 @@ class MachClient:
                 ``dns:///aggregator:50050``, whose addresses are used in turn.
             timeout: seconds a call may take, where it does not say.
             max_attempts: how often a call is tried that found the fleet unavailable or
-                overloaded, within its timeout: 1 to 5.
-            max_message_bytes: the largest answer accepted.
+                overloaded, within its timeout: 1 to 5. A refusal's ``retry_after_ms`` is waited
+                for, and where that would take too long the refusal is raised at once.
+            max_message_bytes: the largest answer accepted; a larger one is ``InvalidInput``.
             tls: certificates (``Tls()`` for a server with a public one), or credentials made
                 elsewhere; plain text where not given. Files that change are taken up within
                 seconds, on a connection made beside the one in use.
@@ -70,6 +74,7 @@ class MachClient:
         self._metadata = token_metadata(token)
         self._connection = _SyncConnection(address, tls, options)
         self._timeout = check_timeout(timeout)
+        self._retries = Retries(max_attempts)
 
     def search(
         self,
@@ -126,13 +131,7 @@ class MachClient:
         )
         metadata = [*make_metadata(request_id), *(self._metadata() or ())]
         with traced("Search", metadata):
-            try:
-                with self._connection.use() as stub:
-                    response = stub.Search(
-                        request, timeout=self._seconds(timeout), metadata=tuple(metadata)
-                    )
-            except grpc.RpcError as error:
-                raise read_error(error) from None
+            response = self._call("Search", request, timeout, tuple(metadata))
         return read_response(response)
 
     def search_batch(
@@ -169,13 +168,7 @@ class MachClient:
         )
         metadata = [*make_metadata(request_id), *(self._metadata() or ())]
         with traced("SearchBatch", metadata):
-            try:
-                with self._connection.use() as stub:
-                    response = stub.SearchBatch(
-                        request, timeout=self._seconds(timeout), metadata=tuple(metadata)
-                    )
-            except grpc.RpcError as error:
-                raise read_error(error) from None
+            response = self._call("SearchBatch", request, timeout, tuple(metadata))
         return read_batch(response)
 
     def describe(self, *, timeout: float | None = None) -> FleetDescription:
@@ -185,19 +178,32 @@ class MachClient:
             Unavailable: the fleet cannot be reached.
             DeadlineExceeded: the timeout passed.
         """
-        try:
-            with self._connection.use() as stub:
-                response = stub.DescribeFleet(
-                    search_pb2.DescribeFleetRequest(),
-                    timeout=self._seconds(timeout),
-                    metadata=self._metadata(),
-                )
-        except grpc.RpcError as error:
-            raise read_error(error) from None
+        request = search_pb2.DescribeFleetRequest()
+        response = self._call("DescribeFleet", request, timeout, self._metadata())
         return read_description(response)
 
-    def _seconds(self, timeout: float | None) -> float:
-        return self._timeout if timeout is None else check_timeout(timeout)
+    def _call(
+        self,
+        method: str,
+        request: Any,
+        timeout: float | None,
+        metadata: tuple[tuple[str, str], ...] | None,
+    ) -> Any:
+        seconds = self._timeout if timeout is None else check_timeout(timeout)
+        attempts = Attempts(self._retries, seconds)
+        while True:
+            try:
+                with self._connection.use() as stub:
+                    call = getattr(stub, method)
+                    answer = call(request, timeout=attempts.seconds, metadata=metadata)
+            except grpc.RpcError as error:
+                found = read_error(error)
+            else:
+                self._retries.answered()
+                return answer
+            if (pause := attempts.pause(found)) is None:
+                raise found
+            time.sleep(pause)
 
     def close(self) -> None:
         """Close the connection; calls in flight, and later ones, raise ``Unavailable``."""

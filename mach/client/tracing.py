@@ -46,7 +46,8 @@ def traced(method: str, metadata: Metadata) -> Iterator[None]:
     ) as span:
         headers: dict[str, str] = {}
         propagate.inject(headers)
-        metadata.extend(headers.items())
+        # gRPC refuses capitals, which some propagators' headers have.
+        metadata.extend((name.lower(), value) for name, value in headers.items())
         try:
             yield
         except MachError as error:

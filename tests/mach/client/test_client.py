@@ -9,6 +9,8 @@ import grpc
 import numpy as np
 import pytest
 from google.protobuf import struct_pb2
+from opentelemetry import propagate
+from opentelemetry.propagators import textmap
 
 from mach.client import (
     AsyncMachClient,
@@ -21,7 +23,9 @@ from mach.client import (
     ShardState,
     Timings,
 )
+from mach.direct import is_this_machine
 from mach.errors import (
+    ConfigError,
     DeadlineExceeded,
     InvalidInput,
     MachError,
@@ -272,6 +276,54 @@ def test_retries_where_told_to(call, script):
     assert len(script.seen) == 1
 
 
+def refusal(milliseconds):
+    pushback = ("grpc-retry-pushback-ms", str(milliseconds))
+    return (grpc.StatusCode.RESOURCE_EXHAUSTED, "full", pushback)
+
+
+def test_a_refusal_is_waited_out_where_there_is_time(call, script):
+    script.failures = [refusal(80), refusal(20)]
+    begun = time.monotonic()
+    found = call("search", "a", client_options={"max_attempts": 3, "timeout": 0.9})
+    assert found.bundle_version == "v1"
+    assert time.monotonic() - begun >= 0.1
+    first, second, third = (left for _, left in script.seen)
+    assert third < second < first - 0.05 < 0.9  # one deadline for all of them
+
+
+def test_a_refusal_for_longer_is_told_at_once(call, script):
+    script.failures = [refusal(5_000)]
+    begun = time.monotonic()
+    with pytest.raises(Overloaded) as caught:
+        call("search", "a", client_options={"max_attempts": 3, "timeout": 2})
+    assert caught.value.retry_after_ms == 5_000
+    assert time.monotonic() - begun < 1
+    assert len(script.seen) == 1
+
+
+def test_attempts_end_with_a_refusal(call, script):
+    script.failures = [refusal(1)] * 5
+    with pytest.raises(Overloaded):
+        call("search", "a", client_options={"max_attempts": 3, "timeout": 5})
+    assert len(script.seen) == 3
+
+
+def test_where_most_calls_are_refused_few_are_repeated(served, script):
+    script.failures = [refusal(1)] * 100
+    with MachClient(served[1], max_attempts=5, timeout=5) as client:
+        for _ in range(20):
+            with pytest.raises(Overloaded):
+                client.search("a")
+    assert 20 < len(script.seen) < 27
+
+
+def test_an_answer_that_is_too_large_is_no_overload(call, script):
+    with pytest.raises(InvalidInput, match=r"max_message_bytes: .*larger than max") as caught:
+        call("search", "a" * 500, client_options={"max_message_bytes": 300, "max_attempts": 3})
+    assert caught.value.field == "max_message_bytes"
+    assert len(script.seen) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "field"),
     [
@@ -304,10 +356,17 @@ def test_mistakes_in_a_batch_are_named(call):
 
 
 @pytest.mark.parametrize("client", [MachClient, AsyncMachClient])
-@pytest.mark.parametrize("attempts", [0, 6])
+@pytest.mark.parametrize("attempts", [0, 6, 2.5, True, "3"])
 def test_attempts_have_a_range(client, attempts):
     with pytest.raises(InvalidInput, match="max_attempts"):
         client("127.0.0.1:1", max_attempts=attempts)
+
+
+@pytest.mark.parametrize("client", [MachClient, AsyncMachClient])
+@pytest.mark.parametrize("size", [0, -5, 2**40, 1.5, "x"])
+def test_message_sizes_have_a_range(client, size):
+    with pytest.raises(InvalidInput, match="max_message_bytes"):
+        client("127.0.0.1:1", max_message_bytes=size)
 
 
 @pytest.mark.parametrize("method", ["__init__", "search", "search_batch", "describe"])
@@ -336,6 +395,27 @@ def test_timeouts_have_a_range(call, timeout):
             call("search", "lamp", **arguments)
     with pytest.raises(InvalidInput, match="timeout"):
         call("describe", timeout=timeout)
+
+
+@pytest.mark.parametrize(
+    ("address", "is_there"),
+    [
+        ("127.0.0.1:5", True),
+        ("ipv4:127.0.0.1:5", True),
+        ("dns:localhost:5", True),
+        ("dns:///LocalHost:5", True),
+        ("dns://8.8.8.8/localhost:5", True),
+        ("[::1]:5", True),
+        ("ipv6:[::1]:5", True),
+        ("localhost", True),
+        ("localhost.example:5", False),
+        ("127.example:5", False),
+        ("10.0.0.1:5", False),
+        ("dns:///aggregator:5", False),
+    ],
+)
+def test_this_machine_is_known_however_it_is_written(address, is_there):
+    assert is_this_machine(address) is is_there
 
 
 def test_a_proxy_is_not_asked_for_this_machine(call, monkeypatch, free_port):
@@ -372,3 +452,30 @@ async def test_calls_end_with_their_asyncio_client(served, script):
         await call
     with pytest.raises(Unavailable, match="the client is closed"):
         await client.search("lamp")
+
+
+def test_an_asyncio_client_may_be_made_before_there_is_a_loop(served):
+    client = AsyncMachClient(served[1])
+
+    async def search():
+        return await client.search("lamp")
+
+    assert asyncio.run(search()).products[0].product_id == "lamp"
+    with pytest.raises(ConfigError, match="event loop of its first call"):
+        asyncio.run(search())
+
+
+def test_headers_of_a_propagator_may_have_capitals(call, monkeypatch):
+    class Capitals(textmap.TextMapPropagator):
+        def inject(self, carrier, context=None, setter=textmap.default_setter):
+            setter.set(carrier, "X-Amzn-Trace-Id", "Root=1")
+
+        def extract(self, carrier, context=None, getter=textmap.default_getter):
+            return context
+
+        @property
+        def fields(self):
+            return {"X-Amzn-Trace-Id"}
+
+    monkeypatch.setattr(propagate, "propagator", Capitals())
+    assert call("search", "lamp").products[0].product_id == "lamp"

@@ -201,6 +201,7 @@ def test_certificates_change_under_load_without_an_error(mutual, eager):
     tls = Tls(mutual.authority.ca, files.certificate, files.key)
     load = Load()
     with MachClient(mutual.address, timeout=5, tls=tls) as client:
+        client.search("x")
         before = client._connection.current
         threads = [threading.Thread(target=load.sync, args=(client,)) for _ in range(4)]
         for thread in threads:
@@ -225,6 +226,7 @@ async def test_certificates_change_under_load_without_an_error_in_asyncio(mutual
     tls = Tls(mutual.authority.ca, files.certificate, files.key)
     load = Load()
     async with AsyncMachClient(mutual.address, timeout=5, tls=tls) as client:
+        await client.search("x")
         tasks = [asyncio.create_task(load.asynchronous(client)) for _ in range(4)]
         before = client._connection.current
         for step in rotate(mutual, files):
