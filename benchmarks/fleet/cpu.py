@@ -12,6 +12,7 @@ from benchmarks.fleet.load import CONCURRENCY, closed_loop, cpu_of, metric_sum, 
 from benchmarks.fleet.options import Setup, median, say
 from benchmarks.fleet.report import Goal, Report, Table, main
 from mach.evaluation import LocalPipeline
+from mach.loadtest import spent
 
 TITLE = "CPU beside the bare work, and the latency of one process"
 #: Goals for the p50 of a single query in one process, in milliseconds, by repetitions.
@@ -64,9 +65,10 @@ def run(setup: Setup) -> Report:
         counter = "mach_aggregator_batch_size"
         for number in range(setup.rounds):
             before = [metric_sum(fleet.aggregator, counter + end) for end in ("_sum", "_count")]
-            front_before = front.total_seconds()
+            front_before = front.read()
             found = closed_loop(fleet.address, setup.texts, setup.seconds, cpu=cpu)
-            front_seconds = front.total_seconds() - front_before
+            front_seconds = spent(front_before, front.read())
+            assert front_seconds is not None
             after = [metric_sum(fleet.aggregator, counter + end) for end in ("_sum", "_count")]
             queries, batches = (b - a for a, b in zip(before, after, strict=True))
             size = max(1, round(queries / batches))

@@ -146,7 +146,8 @@ def register(app: typer.Typer) -> None:
                 make_tls(tls, tls_ca, tls_certificate, tls_key, tls_server_name),
                 read_token(token_file),
             )
-        out.print(_table(report))
+        out.print(_table(report, bool(metrics)))
+        _warn(report)
         if json_file is not None:
             write_atomically(json_file, json.dumps(report.to_json(), indent=2) + "\n")
         if not report.queries:
@@ -154,11 +155,26 @@ def register(app: typer.Typer) -> None:
             raise Unavailable(f"no query was answered ({failed or 'none was sent'})")
 
 
-def _table(report: LoadReport) -> Table:
+def _warn(report: LoadReport) -> None:
+    """Say where figures are rather the generator's than the fleet's."""
+    unsent = report.statuses.get("NOT_SENT", 0)
+    if unsent:
+        err.print(f"warning: {unsent:,} requests were not sent: the generator fell behind the rate")
+    elif report.late_ms > max(1.0, report.p99_ms / 2):
+        err.print(
+            f"warning: the generator fell behind the rate: one in a hundred requests was sent "
+            f"{report.late_ms:,.0f} ms or more after it was due, and latencies contain that"
+        )
+
+
+def _table(report: LoadReport, has_metrics: bool) -> Table:
     from rich.table import Table
 
     table = Table(show_header=False, box=None, pad_edge=False)
     cpu = report.cpu_seconds_per_1000_queries
+    unknown = "not measured"
+    if has_metrics and report.queries:
+        unknown += ": a server was restarted, or did not say"
     for name, value in (
         ("mode", report.mode),
         ("answered", f"{report.qps:,.1f}/s ({report.queries:,} in {report.seconds:.1f} s)"),
@@ -170,7 +186,8 @@ def _table(report: LoadReport) -> Table:
         ),
         ("errors, shed", f"{report.errors:,}, {report.shed:,}"),
         ("coverage", f"{report.coverage:.4f}"),
-        ("CPU s / 1000 queries", "not measured" if cpu is None else f"{cpu:.3f}"),
+        ("sent late, p99", f"{report.late_ms:.2f} ms" if report.mode == "open" else "-"),
+        ("CPU s / 1000 queries", unknown if cpu is None else f"{cpu:.3f}"),
         *((status, f"{count:,}") for status, count in report.statuses.items()),
     ):
         table.add_row(f"[bold]{name}[/]", str(value))

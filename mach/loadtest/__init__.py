@@ -1,7 +1,16 @@
 """Load on a fleet, measured from outside: what ``mach bench fleet`` runs."""
 
-from mach.loadtest.cpu import CpuMeter, MetricsCpu
+from mach.loadtest.cpu import CpuMeter, MetricsCpu, Usage, spent
 from mach.loadtest.generator import LoadPlan, run_load
 from mach.loadtest.report import LoadReport, Outcomes
 
-__all__ = ["CpuMeter", "LoadPlan", "LoadReport", "MetricsCpu", "Outcomes", "run_load"]
+__all__ = [
+    "CpuMeter",
+    "LoadPlan",
+    "LoadReport",
+    "MetricsCpu",
+    "Outcomes",
+    "Usage",
+    "run_load",
+    "spent",
+]

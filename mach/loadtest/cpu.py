@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
-import urllib.error
-from collections.abc import Sequence
-from typing import Protocol
+import http.client
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from mach.direct import open_url
 from mach.errors import ConfigError
 
-__all__ = ["CpuMeter", "MetricsCpu"]
+__all__ = ["CpuMeter", "MetricsCpu", "Usage", "spent"]
+
+
+class Usage(NamedTuple):
+    """What a process has used."""
+
+    started: float
+    """When it started, seconds since the epoch; 0 where it does not say."""
+    seconds: float
+    """User and system seconds since then."""
 
 
 class CpuMeter(Protocol):
-    """Something that knows how much CPU the fleet has used so far."""
+    """Something that knows how much CPU each process of the fleet has used so far."""
 
-    def total_seconds(self) -> float:
-        """User and system seconds of all its processes since they started."""
+    def read(self) -> Mapping[str, Usage]:
+        """By process.
+
+        Raises:
+            ConfigError: if one cannot be asked.
+        """
+
+
+def spent(before: Mapping[str, Usage], after: Mapping[str, Usage]) -> float | None:
+    """CPU seconds between two readings; None where a process is not the one it was."""
+    total = 0.0
+    for name, then in before.items():
+        now = after.get(name)
+        if now is None or now.started != then.started or now.seconds < then.seconds:
+            return None
+        total += now.seconds - then.seconds
+    return total
 
 
 class MetricsCpu:
-    """Sums ``process_cpu_seconds_total`` over the metrics endpoints of a fleet.
+    """Reads ``process_cpu_seconds_total`` from the metrics endpoints of a fleet.
 
     Args:
         urls: such as ``http://127.0.0.1:9090/metrics``.
@@ -31,26 +55,27 @@ class MetricsCpu:
     def __init__(self, urls: Sequence[str]) -> None:
         self._urls = list(urls)
 
-    def total_seconds(self) -> float:
-        """See :class:`CpuMeter`.
+    def read(self) -> dict[str, Usage]:
+        """By URL, see :class:`CpuMeter`.
 
         Raises:
             ConfigError: if an endpoint does not answer or has no such metric.
         """
-        total = 0.0
-        for url in self._urls:
-            try:
-                with open_url(url, timeout=5) as answer:
-                    text = answer.read().decode()
-            except (urllib.error.URLError, OSError, ValueError) as error:
-                raise ConfigError(f"--metrics: {url} cannot be read: {error}") from error
-            samples = [
-                sample.value
-                for family in text_string_to_metric_families(text)
-                for sample in family.samples
-                if sample.name == "process_cpu_seconds_total"
-            ]
-            if not samples:
-                raise ConfigError(f"--metrics: {url} has no process_cpu_seconds_total")
-            total += sum(samples)
-        return total
+        return {url: _read(url) for url in self._urls}
+
+
+def _read(url: str) -> Usage:
+    try:
+        with open_url(url, timeout=5) as answer:
+            text = answer.read().decode()
+        found: dict[str, list[float]] = {}
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                found.setdefault(sample.name, []).append(sample.value)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise ConfigError(f"--metrics: {url} cannot be read: {error}") from error
+    if "process_cpu_seconds_total" not in found:
+        raise ConfigError(f"--metrics: {url} has no process_cpu_seconds_total")
+    return Usage(
+        sum(found.get("process_start_time_seconds", [])), sum(found["process_cpu_seconds_total"])
+    )

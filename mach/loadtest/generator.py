@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -11,10 +12,12 @@ from typing import Any
 
 import grpc
 
+from mach.client.calls import make_options
 from mach.client.connection import token_metadata
-from mach.errors import InvalidInput
-from mach.loadtest.cpu import CpuMeter
-from mach.loadtest.report import LoadReport, Outcomes
+from mach.direct import DIRECT, is_this_machine
+from mach.errors import ConfigError, InvalidInput
+from mach.loadtest.cpu import CpuMeter, spent
+from mach.loadtest.report import UNSENT, LoadReport, Outcomes
 from mach.tls import ClientTls, Tls
 from mach.v1 import search_pb2, search_pb2_grpc
 
@@ -23,7 +26,8 @@ __all__ = ["LoadPlan", "run_load"]
 #: Requests in flight beyond which an open loop counts new ones as failed without sending them:
 #: a fleet that far behind has lost, and the generator must not run out of memory.
 _MOST_IN_FLIGHT = 20_000
-_UNSENT = "NOT_SENT"
+#: How long after its end an open loop still sends what was due before it; then it gives up.
+_GRACE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class _Sender:
         self._plan = plan
         self._metadata = token_metadata(token)()
         self._calls = [search_pb2_grpc.SearchServiceStub(channel).Search for channel in channels]
-        options = search_pb2.SearchOptions(k=plan.k)
+        options = make_options(plan.k, 0, False, False, "", "", (), ())
         self._requests = [
             search_pb2.SearchRequest(query=search_pb2.Query(text=text), options=options)
             for text in plan.texts
@@ -86,6 +90,8 @@ class _Sender:
         number, self._next = self._next, self._next + 1
         call = self._calls[number % len(self._calls)]
         self.in_flight += 1
+        if self.counting and self._plan.rate is not None:
+            self.outcomes.late.append(time.perf_counter() - due)
         try:
             answer = await call(
                 self._requests[number % len(self._requests)],
@@ -118,20 +124,29 @@ class _Sender:
         rate = self._plan.rate or 1.0
         tasks: set[asyncio.Task[None]] = set()
         due = time.perf_counter()
+        behind = 0
         while (due := due + rng.expovariate(rate)) < until:
             if (wait := due - time.perf_counter()) > 0:
                 await asyncio.sleep(wait)
-            elif len(tasks) % 64 == 0:
-                await asyncio.sleep(0)  # behind: let answers in before sending on
+            else:
+                behind += 1
+                if behind % 64 == 0:
+                    await asyncio.sleep(0)  # let answers in before sending on
+                if time.perf_counter() > until + _GRACE_SECONDS:
+                    self._leave_out(1 + round((until - due) * rate))
+                    break
             if self.in_flight >= _MOST_IN_FLIGHT:
-                if self.counting:
-                    self.outcomes.statuses[_UNSENT] += 1
+                self._leave_out(1)
                 continue
             task = asyncio.create_task(self.send(due))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
         if tasks:
             await asyncio.wait(tasks)
+
+    def _leave_out(self, requests: int) -> None:
+        if self.counting:
+            self.outcomes.statuses[UNSENT] += requests
 
 
 async def run_load(
@@ -154,12 +169,14 @@ async def run_load(
         token: a bearer token to send.
 
     Raises:
-        ConfigError: if a certificate file cannot be used.
-        InvalidInput: if the token is not one.
+        ConfigError: if a certificate file cannot be used, or the CPU not be read at the start.
+        InvalidInput: if the token is not one, or k not a number that can be sent.
     """
     options: list[tuple[str, Any]] = [
         ("grpc.use_local_subchannel_pool", 1),  # else equal channels share a connection
     ]
+    if is_this_machine(address):
+        options += DIRECT
     if tls is None:
         channels = [grpc.aio.insecure_channel(address, options) for _ in range(plan.connections)]
     else:
@@ -180,17 +197,22 @@ async def run_load(
     try:
         if plan.warm_up_seconds > 0:
             await loop(time.perf_counter() + plan.warm_up_seconds)
-        used = await asyncio.to_thread(cpu.total_seconds) if cpu else None
+        before = await asyncio.to_thread(cpu.read) if cpu else None
         sender.counting = True
         start = time.perf_counter()
         progress = asyncio.create_task(report(start))
         await loop(start + plan.seconds)
-        elapsed = time.perf_counter() - start
         progress.cancel()
-        if cpu and used is not None:
-            used = await asyncio.to_thread(cpu.total_seconds) - used
+        used = None
+        if cpu is not None and before is not None:
+            with contextlib.suppress(ConfigError):  # what was measured stands without it
+                used = spent(before, await asyncio.to_thread(cpu.read))
     finally:
         for channel in channels:
             await channel.close()
-    mode = "closed" if plan.concurrency else "open"
-    return LoadReport.of(mode, sender.outcomes, elapsed, used)
+    outcomes = sender.outcomes
+    last = outcomes.finished[-1] if outcomes.finished else start
+    seconds = max(plan.seconds, last - start)
+    if plan.concurrency:
+        return LoadReport.of("closed", outcomes, seconds, used)
+    return LoadReport.of("open", outcomes, seconds, used, offered_seconds=plan.seconds)

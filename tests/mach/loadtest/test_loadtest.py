@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, start_http_server
 
 from mach.errors import ConfigError, InvalidInput
-from mach.loadtest import LoadPlan, LoadReport, MetricsCpu, Outcomes, run_load
+from mach.loadtest import LoadPlan, LoadReport, MetricsCpu, Outcomes, Usage, run_load, spent
 from mach.v1 import search_pb2, search_pb2_grpc
 
 
@@ -110,7 +110,7 @@ async def test_cpu_is_the_difference_of_what_the_fleet_publishes():
     http, thread = start_http_server(0, "127.0.0.1", registry)
     try:
         url = f"http://127.0.0.1:{http.server_port}/metrics"
-        assert MetricsCpu([url, url]).total_seconds() == 10
+        assert MetricsCpu([url]).read()[url].seconds == 5
 
         def spend(number):
             counter.inc(0.001)
@@ -133,17 +133,70 @@ def test_metrics_are_asked_for_past_a_proxy_whose_loopback_is_another(monkeypatc
     Counter("process_cpu_seconds", "as in a real process", registry=registry).inc(5)
     http, thread = start_http_server(0, "127.0.0.1", registry)
     try:
-        assert MetricsCpu([f"http://127.0.0.1:{http.server_port}/metrics"]).total_seconds() == 5
+        url = f"http://127.0.0.1:{http.server_port}/metrics"
+        assert MetricsCpu([url]).read()[url].seconds == 5
     finally:
         http.shutdown()
         http.server_close()
         thread.join()
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:9/metrics", "nonsense"])
+@pytest.mark.parametrize(
+    "url",
+    ["http://127.0.0.1:9/metrics", "nonsense", "http://127.0.0.1:90 1/x", "file:///etc/passwd"],
+)
 def test_metrics_that_cannot_be_read(url):
     with pytest.raises(ConfigError, match="--metrics"):
-        MetricsCpu([url]).total_seconds()
+        MetricsCpu([url]).read()
+
+
+@pytest.mark.parametrize(
+    ("after", "seconds"),
+    [
+        ({"a": Usage(1, 5.0), "b": Usage(1, 3.0)}, 4.0),
+        ({"a": Usage(2, 9.0), "b": Usage(1, 3.0)}, None),  # started again
+        ({"a": Usage(1, 5.0), "b": Usage(1, 0.5)}, None),  # does not say when it started
+        ({"a": Usage(1, 5.0)}, None),
+    ],
+)
+def test_cpu_of_a_process_that_is_another_is_not_known(after, seconds):
+    assert spent({"a": Usage(1, 2.0), "b": Usage(1, 2.0)}, after) == seconds
+
+
+async def test_figures_stand_where_the_cpu_can_no_longer_be_read():
+    class Once:
+        def __init__(self):
+            self.readings = [{"a": Usage(0, 1.0)}]
+
+        def read(self):
+            if not self.readings:
+                raise ConfigError("gone")
+            return self.readings.pop()
+
+    async with serving(Fake()) as address:
+        report = await run_load(address, plan(concurrency=1), cpu=Once())
+    assert report.queries > 0
+    assert report.cpu_seconds_per_1000_queries is None
+
+
+async def test_a_rate_that_cannot_be_kept_is_told():
+    begun = time.perf_counter()
+    async with serving(Fake()) as address:
+        report = await run_load(address, plan(rate=1e6, seconds=0.5, warm_up_seconds=0))
+    assert time.perf_counter() - begun < 10
+    assert report.statuses["NOT_SENT"] > 100_000
+    assert report.errors >= report.statuses["NOT_SENT"]
+    assert report.late_ms > 500
+    assert report.offered_qps < 500_000
+
+
+async def test_what_is_offered_is_counted_over_the_time_it_was_sent_in():
+    async with serving(Fake(delay=30)) as address:
+        report = await run_load(
+            address, plan(rate=50.0, seconds=1.0, warm_up_seconds=0, timeout=2.0)
+        )
+    assert 25 < report.offered_qps < 80
+    assert report.queries == 0
 
 
 @pytest.mark.parametrize(
