@@ -18,7 +18,10 @@ SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 #: The fleet chosen, and its searches.
 F = 'namespace=~"$namespace",mach_fleet_bundle=~"$bundle"'
 S = f'{F},grpc_service="mach.v1.SearchService",grpc_method=~"Search|SearchBatch"'
-BAD = "UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|INTERNAL|UNKNOWN|DATA_LOSS|ABORTED"
+BAD = (
+    "UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|FAILED_PRECONDITION"
+    "|INTERNAL|UNKNOWN|DATA_LOSS|ABORTED"
+)
 R = "[$__rate_interval]"
 
 Query = tuple[str, str]

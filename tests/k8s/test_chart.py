@@ -84,6 +84,14 @@ def test_every_default_is_described_by_the_schema():
             "store: give one of url and volume",
         ),
         ({"shard": {"overrides": {"9": {"replicas": 2}}}}, "there is no shard 9 of bundle blue"),
+        (
+            {"shard": {"autoscaling": {"minReplicas": 6, "maxReplicas": 4}}},
+            "minReplicas 6 is more than maxReplicas 4",
+        ),
+        (
+            {"aggregator": {"autoscaling": {"minReplicas": 10, "maxReplicas": 8}}},
+            "minReplicas 10 is more than maxReplicas 8",
+        ),
         ({"shard": {"flags": {"listen": "0.0.0.0:1"}}}, "--listen is set by the chart"),
         ({"aggregator": {"flags": {"shards": "x:1"}}}, "--shards is set by the chart"),
         ({"tracing": {"endpoint": "collector:4317"}}, "endpoint"),
@@ -165,6 +173,42 @@ def test_another_version_under_the_same_name_changes_the_immutable_selector():
     for old, new in zip(Release(render(one)).servers, Release(render(two)).servers, strict=True):
         assert old["metadata"]["name"] == new["metadata"]["name"]
         assert old["spec"]["selector"] != new["spec"]["selector"]
+
+
+@pytest.mark.parametrize(
+    ("availability", "latency"), [(0.99, 0.95), (0.9995, 0.999), (0.99, 0.999)]
+)
+def test_objectives_stay_apart(availability, latency):
+    objectives = {"availabilityObjective": availability, "latencyObjective": latency}
+    values = merged(
+        values_of("small"), {"monitoring": {"prometheusRule": {"enabled": True, **objectives}}}
+    )
+    (rules,) = (item for item in render(values) if item["kind"] == "PrometheusRule")
+    found = {
+        rule["record"]: rule["expr"].strip()
+        for group in rules["spec"]["groups"]
+        for rule in group["rules"]
+        if "record" in rule
+    }
+    assert found["mach:availability:objective"] == f"vector({availability})"
+    assert found["mach:latency:objective"] == f"vector({latency})"
+
+
+def test_large_numbers_of_flags_are_written_out():
+    flags = {"max-message-bytes": 67_108_864, "queue-capacity": 1_000_000}
+    values = merged(values_of("small"), {"shard": {"flags": flags}})
+    text = str(render(values))
+    assert "--max-message-bytes=67108864" in text
+    assert "--queue-capacity=1000000" in text
+
+
+def test_names_that_yaml_takes_for_something_else_stay_text():
+    values = values_of("small")
+    bundle = next(iter(values["bundles"].values()))
+    for item in render(values | {"bundles": {"on": bundle}, "active": "on"}):
+        selector = item.get("spec", {}).get("selector") or {}
+        for labels in (item["metadata"].get("labels", {}), selector):
+            assert labels.get("mach-fleet/bundle", "on") == "on"
 
 
 def test_the_adapters_rules_use_metrics_that_exist():

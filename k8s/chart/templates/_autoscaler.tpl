@@ -1,6 +1,7 @@
 {{/* One autoscaler. Takes root, name (of the Deployment), labels (rendered), values (the
 component's), minimum, maximum, query and threshold (for KEDA), metricType. */}}
 {{- define "mach.autoscaler" -}}
+{{- if gt (int .minimum) (int .maximum) }}{{ fail (printf "autoscaling of %s: minReplicas %d is more than maxReplicas %d" .name (int .minimum) (int .maximum)) }}{{ end }}
 {{- $scaling := .values.autoscaling -}}
 {{- if eq $scaling.mode "keda" }}
 apiVersion: keda.sh/v1alpha1

@@ -13,7 +13,7 @@ app.kubernetes.io/name: mach-fleet
 app.kubernetes.io/instance: {{ .root.Release.Name }}
 app.kubernetes.io/component: {{ .component }}
 {{- with .bundle }}
-mach-fleet/bundle: {{ . }}
+mach-fleet/bundle: {{ . | quote }}
 {{- end }}
 {{- end -}}
 

@@ -8,6 +8,8 @@ reserved, the names that the chart sets itself. */}}
 {{- if has $name $reserved }}{{ fail (printf "flags: --%s is set by the chart" $name) }}{{ end }}
 {{- if kindIs "bool" $value }}
 - --{{ ternary "" "no-" $value }}{{ $name }}
+{{- else if and (kindIs "float64" $value) (eq $value (float64 (int64 $value))) }}
+- {{ printf "--%s=%d" $name (int64 $value) | quote }}
 {{- else if kindIs "float64" $value }}
 - {{ printf "--%s=%s" $name (toString $value | replace "e+" "e") | quote }}
 {{- else }}
