@@ -65,16 +65,25 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, content: str | bytes, *, mode: int = 0o644) -> None:
+def write_atomically(
+    path: Path,
+    content: str | bytes,
+    *,
+    mode: int = 0o644,
+    owner: tuple[int, int] | None = None,
+) -> None:
     """Write ``content`` beside ``path``, flush it to disk, and rename it to ``path``.
 
     Args:
         path: where to.
         content: what; text as UTF-8.
         mode: permissions of the file.
+        owner: numbers of the user and the group whose file it is to be; whoever writes it where
+            not given.
 
     Raises:
-        OSError: if ``path`` cannot be written; its ``filename`` is ``path``.
+        OSError: if ``path`` cannot be written, or not be given to ``owner``; its ``filename``
+            is ``path``.
     """
     data = content.encode() if isinstance(content, str) else content
     with naming(path):
@@ -84,6 +93,8 @@ def write_atomically(path: Path, content: str | bytes, *, mode: int = 0o644) -> 
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            if owner is not None:
+                os.chown(name, *owner)
             Path(name).chmod(mode)
             Path(name).replace(path)
         except BaseException:

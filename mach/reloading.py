@@ -10,7 +10,7 @@ __all__ = ["Reloaded"]
 
 T = TypeVar("T")
 
-_Signature = tuple[tuple[int, int, int, int] | None, ...]
+_Signature = tuple[tuple[int, ...] | None, ...]
 
 
 class Reloaded(Generic[T]):
@@ -38,19 +38,20 @@ class Reloaded(Generic[T]):
         self._load = load
         # Before the files are read: a change in between is then seen by the next check.
         self._seen = self._signature()
+        self._failure: str | None = None  # why the files as seen cannot be used
         self.value = load()
 
     def _signature(self) -> _Signature:
-        found: list[tuple[int, int, int, int] | None] = []
+        found: list[tuple[int, ...] | None] = []
         for path in self._paths:
             try:
                 status = path.stat()
             except OSError:
                 found.append(None)
             else:
-                found.append(
-                    (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns),
-                )
+                # The last tells of permissions and owners, too.
+                times = (status.st_mtime_ns, status.st_ctime_ns)
+                found.append((status.st_dev, status.st_ino, status.st_size, *times))
         return tuple(found)
 
     def check(self) -> bool:
@@ -60,14 +61,21 @@ class Reloaded(Generic[T]):
             Whether there is another value now.
 
         Raises:
-            UserError: they changed to something that cannot be used; the value stays, and the
-                files are not read again before they change again.
+            UserError: they changed to something that cannot be used; the value stays. They are
+                tried again, in case that passes; the same failure is raised once.
         """
         signature = self._signature()
-        if signature == self._seen:
+        if signature == self._seen and self._failure is None:
             return False
-        self._seen = signature
-        value = self._load()
+        try:
+            value = self._load()
+        except Exception as error:
+            known = signature == self._seen and str(error) == self._failure
+            self._seen, self._failure = signature, str(error)
+            if known:
+                return False
+            raise
+        self._seen, self._failure = signature, None
         if value == self.value:
             return False
         self.value = value

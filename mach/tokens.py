@@ -134,7 +134,7 @@ def read_tokens(path: Path, name: str = "--tokens") -> TokenFile:
 def _locked(path: Path) -> Iterator[TokenFile]:
     """The file as it is, which no other process changes meanwhile; empty where missing."""
     try:
-        directory = os.open(path.absolute().parent, os.O_RDONLY | os.O_DIRECTORY)
+        directory = os.open(path.resolve().parent, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
     try:
@@ -146,9 +146,15 @@ def _locked(path: Path) -> Iterator[TokenFile]:
 
 def _write(path: Path, tokens: Sequence[Token]) -> None:
     content = TokenFile(tokens=tuple(tokens)).model_dump(mode="json", exclude_none=True)
-    # A file that exists keeps its permissions: a server may run as another user.
-    mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
-    write_atomically(path, json.dumps(content, indent=2) + "\n", mode=mode)
+    # A file that exists keeps its owner and permissions: a server may run as another user. A link
+    # to it stays one.
+    path, mode, owner = path.resolve(), 0o600, None
+    if path.exists():
+        status = path.stat()
+        mode = status.st_mode & 0o777
+        if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
+            owner = status.st_uid, status.st_gid
+    write_atomically(path, json.dumps(content, indent=2) + "\n", mode=mode, owner=owner)
 
 
 def create_token(

@@ -15,7 +15,7 @@ from mach.serving.options import server_options
 __all__ = ["LIVENESS", "Health", "start_health_server"]
 
 _MESSAGE_BYTES = 4096
-_MAX_RPCS = 64
+_MAX_RPCS = 2 * 1024  # twice the most watches, so that probes find room
 
 _Status = health_pb2.HealthCheckResponse
 
@@ -32,11 +32,13 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # has no stu
     :meth:`close`, so that they do not hold up a drain.
     """
 
-    def __init__(self, services: Iterable[str] = ()) -> None:
+    def __init__(self, services: Iterable[str] = (), max_watches: int = 1024) -> None:
+        """Serve some services' state to so many watches: they need no token and never end."""
         self._names = {"", LIVENESS, *services}
         self._serving = False
         self._closed = False
         self._changed = asyncio.Event()
+        self._watches_left = max_watches
 
     @property
     def serving(self) -> bool:
@@ -72,7 +74,16 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # has no stu
         return _Status(status=self._status(request.service))
 
     async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802
-        """The state now and after each change."""
+        """The state now and after each change; RESOURCE_EXHAUSTED beyond the most watches."""
+        if not self._watches_left:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watches")
+        self._watches_left -= 1
+        try:
+            await self._watch(request, context)
+        finally:
+            self._watches_left += 1
+
+    async def _watch(self, request: Any, context: Any) -> None:
         last = None
         while True:
             changed = self._changed

@@ -123,7 +123,8 @@ async def serve(
             reflection.enable_server_reflection(shown, server)
         return server
 
-    health = Health(service.names)
+    # A quarter of the calls at most: strangers may watch, and must not keep others out.
+    health = Health(service.names, max_watches=min(1024, settings.max_concurrent_rpcs // 4))
     server = new_server(service.names, reuse_port)
     service.register(server)
     async with contextlib.AsyncExitStack() as stack:

@@ -138,3 +138,36 @@ def test_a_file_that_is_gone_is_a_change(tmp_path):
     path.write_text("2")
     assert reloaded.check()
     assert reloaded.value == 2
+
+
+def test_a_failure_that_passes_is_got_over_without_a_change(tmp_path):
+    path, failures = tmp_path / "file", []
+
+    def load():
+        if failures:
+            raise ConfigError(failures[0])
+        return path.read_text()
+
+    path.write_text("1")
+    reloaded = Reloaded("text", [path], load)
+    path.write_text("22")
+    failures.append("too many open files")
+    with pytest.raises(ConfigError, match="too many"):
+        reloaded.check()
+    assert not reloaded.check()  # the same is told once
+    failures[0] = "no memory"
+    with pytest.raises(ConfigError, match="no memory"):
+        reloaded.check()
+    failures.clear()
+    assert reloaded.check()
+    assert reloaded.value == "22"
+
+
+def test_permissions_are_a_change(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("1")
+    loads = []
+    reloaded = Reloaded("text", [path], lambda: loads.append(1))
+    path.chmod(0o600)
+    reloaded.check()
+    assert len(loads) == 2

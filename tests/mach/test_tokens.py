@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -37,6 +38,23 @@ def test_the_file_holds_hashes_only(path):
     path.chmod(0o640)
     create_token(path, "other")
     assert path.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_file_keeps_its_owner(path):
+    create_token(path, "a")
+    os.chown(path, 65534, 65533)
+    revoke_token(path, "a")
+    status = path.stat()
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (65534, 65533, 0o600)
+
+
+def test_a_link_to_the_file_stays_one(path, tmp_path):
+    path.symlink_to(tmp_path / "elsewhere.json")
+    create_token(path, "a")
+    create_token(path, "b")
+    assert path.is_symlink()
+    assert [token.name for token in read_tokens(tmp_path / "elsewhere.json").tokens] == ["a", "b"]
 
 
 def test_tokens_made_at_once_are_all_kept(path):

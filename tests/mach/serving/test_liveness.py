@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -12,10 +15,13 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
+MOST_WATCHES = 3
+
+
 @pytest.fixture
 async def health():
     """A health service with one name, and a function that asks it over gRPC."""
-    servicer = Health(["some.Service"])
+    servicer = Health(["some.Service"], max_watches=MOST_WATCHES)
     server = grpc.aio.server()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -54,3 +60,23 @@ async def test_a_watch_of_liveness_ends_with_the_drain(health):
     assert (await watch.read()).status == SERVING
     servicer.close()
     assert await watch.read() is grpc.aio.EOF
+
+
+async def test_watches_are_bounded_and_leave_room_for_probes(health):
+    _, ask, stub = health
+    request = health_pb2.HealthCheckRequest(service="")
+    watches = [stub.Watch(request, timeout=20) for _ in range(MOST_WATCHES)]
+    for watch in watches:
+        assert (await watch.read()).status == NOT_SERVING
+    refused = stub.Watch(request, timeout=20)
+    assert await refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert await ask(LIVENESS) == SERVING
+    watches[0].cancel()
+    async with asyncio.timeout(10):
+        while True:  # once the server knows that one has gone
+            another = stub.Watch(request, timeout=20)
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                if await another.read() is not grpc.aio.EOF:
+                    break
+    for watch in (another, *watches[1:]):
+        watch.cancel()
