@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import threading
 import time
@@ -19,8 +20,10 @@ from mach.fleet.switching import AdminPort, FleetAdmin
 
 __all__ = ["FleetStatus", "LocalFleet"]
 
+_logger = logging.getLogger(__name__)
 _CHECK_SECONDS = 0.25
 _LONGEST_PAUSE = 10.0
+_WELL_SECONDS = 60.0  # a server that has run for so long is restarted at once again
 
 
 class _Stopping(Exception):
@@ -192,32 +195,43 @@ class LocalFleet:
     def _restart_what_dies(self) -> None:
         pauses: dict[str, float] = {}
         due: dict[str, float] = {}
+        running: dict[str, float] = {}  # since when
         while not self._stopping.wait(_CHECK_SECONDS):
             for server in self._servers():
                 if server.pid is not None:
                     continue
                 now = time.monotonic()
+                if now - running.get(server.name, now) > _WELL_SECONDS:
+                    pauses.pop(server.name, None)
                 if server.name not in due:
                     pause = pauses.get(server.name, 0.0)
                     pauses[server.name] = min(_LONGEST_PAUSE, max(0.5, pause * 2))
                     due[server.name] = now + pause
-                    self._on_event(f"{server.name} died ({server.last_words()}); restarting it")
+                    self._say(f"{server.name} died ({server.last_words()}); restarting it")
                 elif now >= due[server.name]:
                     del due[server.name]
                     self._restart(server)
+                    running[server.name] = time.monotonic()
 
     def _restart(self, server: ServerProcess) -> None:
         try:
             server.bundle = self._active_bundle() or server.bundle
             server.restart()
             server.wait_bound(time.monotonic() + 30, self._stop_waiting)
-            self._on_event(f"{server.name} runs again at {server.address}")
+            self._say(f"{server.name} runs again at {server.address}")
         except _Stopping:
             pass
         except MachError as error:
-            self._on_event(str(error))
+            self._say(str(error))
         except OSError as error:  # no process, memory or file to be had: perhaps the next time
-            self._on_event(f"{server.name} cannot be started: {error.strerror or error}")
+            self._say(f"{server.name} cannot be started: {error.strerror or error}")
+
+    def _say(self, message: str) -> None:
+        """Tell of it; what cannot be told is no reason to watch no longer."""
+        try:
+            self._on_event(message)
+        except Exception:
+            _logger.exception("could not tell that %s", message)
 
     def _stop_waiting(self) -> None:
         if self._stopping.is_set():

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+from uuid import uuid4
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -83,7 +84,8 @@ class ServerProcess:
         self.log_path = directory / f"{name.replace(' ', '-')}.log"
         self.bundle: Path | None = None
         self._command = [sys.executable, "-m", "mach.fleet.child", module, *arguments]
-        self._ready_file = directory / f"{name.replace(' ', '-')}.ready.json"
+        # Of this object alone: another fleet may keep its logs in the same directory.
+        self._ready_file = directory / f"{name.replace(' ', '-')}.{uuid4().hex[:8]}.ready.json"
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
         self._channel: grpc.Channel | None = None
@@ -208,3 +210,4 @@ class ServerProcess:
         if self._log is not None:
             self._log.close()
             self._log = None
+        self._ready_file.unlink(missing_ok=True)

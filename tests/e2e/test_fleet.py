@@ -231,11 +231,10 @@ def test_a_proxy_is_not_asked_for_the_fleets_own_servers(tiny_bundle, monkeypatc
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)], ids=["INT", "TERM"]
 )
 def test_a_signal_ends_a_fleet_that_starts(tiny_bundle, tmp_path, number, code):
-    ready = tmp_path / "aggregator.ready.json"
     command = ["-m", "mach", "serve", str(tiny_bundle.path), "--listen", "127.0.0.1:0"]
     command += ["--shards", "1", "--log-dir", str(tmp_path)]
     with subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True) as process:
-        wait_until(ready.exists, seconds=60)
+        wait_until(lambda: list(tmp_path.glob("aggregator.*.ready.json")), seconds=60)
         pids = [json.loads(file.read_text())["pid"] for file in tmp_path.glob("*.ready.json")]
         os.kill(pids[0], signal.SIGSTOP)  # as one that compiles for minutes
         process.send_signal(number)
@@ -257,6 +256,30 @@ def test_a_fleet_that_cannot_start_says_why(tiny_bundle, tmp_path):
         fleet.start(timeout=30)
     with pytest.raises(InvalidInput, match="shards"):
         LocalFleet(tiny_bundle, num_shards=99)
+
+
+def test_fleets_may_share_a_directory_and_a_monitor_outlives_its_listener(tiny_bundle, tmp_path):
+    from mach.fleet import LocalFleet
+
+    told = []
+
+    def deaf(message):
+        told.append(message)
+        raise OSError("nobody reads this")
+
+    def fleet(**more):
+        return LocalFleet(tiny_bundle, num_shards=1, directory=tmp_path, **more)
+
+    with fleet(on_event=deaf) as one, fleet() as other:
+        addresses = {server.address for each in (one, other) for server in each.status().servers}
+        assert len(addresses) == 4
+        for _ in range(2):
+            before = one.shards[0].pid
+            os.kill(before, signal.SIGKILL)
+            wait_until(lambda old=before: one.shards[0].pid not in (None, old), seconds=30)
+            wait_until(lambda: one.shards[0].health() == "serving", seconds=30)
+    assert len(told) >= 3
+    assert list(tmp_path.glob("*.ready.json")) == []
 
 
 def test_several_repetitions_a_process(tiny_bundle, reference):
