@@ -17,6 +17,9 @@ __all__ = ["ID_COLUMN", "Catalog", "repeated_column", "write_catalog"]
 ID_COLUMN = "product_id"
 
 
+_MOST_TEXT_BYTES = 2**30  # of a column; Arrow's offsets of 32 bits end at twice as much
+
+
 def repeated_column(names: Sequence[str]) -> str | None:
     """The first name that two columns have, if any: asked for by name, neither can be found."""
     return next((name for i, name in enumerate(names) if name in names[:i]), None)
@@ -29,7 +32,8 @@ def write_catalog(path: Path, table: pa.Table) -> None:
     search in the mapped file, without an index, and equal scores rank by product id.
 
     Raises:
-        DataError: if ids are missing, empty or not unique, or values nested too deep.
+        DataError: if ids are missing, empty or not unique, or values nested too deep or of a
+            kind that cannot be sorted.
     """
     table = table.set_column(
         table.column_names.index(ID_COLUMN), ID_COLUMN, table[ID_COLUMN].cast(pa.large_string())
@@ -37,7 +41,10 @@ def write_catalog(path: Path, table: pa.Table) -> None:
     ids = table[ID_COLUMN]
     if ids.null_count:
         raise DataError(path, "a product_id is missing")
-    table = table.take(pa.compute.sort_indices(ids)).combine_chunks()
+    try:
+        table = _with_long_columns(table).take(pa.compute.sort_indices(ids)).combine_chunks()
+    except pa.ArrowException as error:
+        raise DataError(path, f"cannot be sorted: {error}") from error
     ids = table[ID_COLUMN].combine_chunks()
     if len(ids) and ids[0].as_py() == "":
         raise DataError(path, "a product_id is empty")
@@ -50,6 +57,15 @@ def write_catalog(path: Path, table: pa.Table) -> None:
             writer.write_table(table)
     except pa.ArrowInvalid as error:
         raise DataError(path, f"cannot be written: {error}") from error
+
+
+def _with_long_columns(table: pa.Table) -> pa.Table:
+    """With text of any length: a column of ``string`` holds 2 GiB at most once it is in one."""
+    long = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
+    for at, field in enumerate(table.schema):
+        if (kind := long.get(field.type)) and table[at].nbytes >= _MOST_TEXT_BYTES:
+            table = table.set_column(at, field.with_type(kind), table[at].cast(kind))
+    return table
 
 
 def _value(scalar: pa.Scalar) -> Any:

@@ -84,6 +84,9 @@ def main(arguments: list[str] | None = None) -> Any:
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except UnicodeError as error:
+        _print_error(f"a name or an argument is not valid Unicode: {error}")
+        sys.exit(2)
     except MemoryError as error:
         _print_error(f"not enough memory: {error}")
         sys.exit(2)
@@ -99,4 +102,6 @@ def _os_error(error: OSError) -> str:
 
 
 def _print_error(message: str) -> None:
+    # A command line's bytes that are no UTF-8 are half surrogates, which no terminal takes.
+    message = message.encode(errors="backslashreplace").decode()
     err.print(Text.assemble(("error:", "bold red"), " ", message), soft_wrap=True)

@@ -170,7 +170,10 @@ def open_location(location: str) -> Location:
         raise ConfigError("the location of a store or bundle is empty: give a path or a URL")
     if "://" not in location:
         return _Directory(Path(location), location)
-    parts = urlsplit(location)
+    try:
+        parts = urlsplit(location)
+    except ValueError as error:
+        raise ConfigError(f"{location}: is not a URL: {error}") from None
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost") or not parts.path:
             raise ConfigError(f"{location}: a file:// URL has three slashes, file:///path")

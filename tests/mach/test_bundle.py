@@ -3,6 +3,7 @@
 import json
 import os
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -25,6 +26,7 @@ from mach.bundle import (
 )
 from mach.errors import BundleError, DataError, InvalidInput
 from mach.features import FeatureSettings, SlotCounter
+from mach.filters import parse_filter
 from mach.hashing import UniversalHash
 from mach.merge import BucketTable, MergeRule
 
@@ -228,6 +230,28 @@ def test_catalog_finds_every_id_and_no_other(tmp_path_factory, ids):
 def test_catalogs_that_cannot_be(tmp_path, ids, message):
     with pytest.raises(DataError, match=message):
         write_catalog(tmp_path / CATALOG_FILE, pa.table({"product_id": ids}))
+
+
+def test_products_without_attributes_have_none(tmp_path):
+    write_catalog(tmp_path / CATALOG_FILE, pa.table({"product_id": ["b", "a"]}))
+    assert Catalog.open(tmp_path / CATALOG_FILE).rows(np.array([1, 0, 1])) == [{}, {}, {}]
+
+
+def test_columns_of_much_text_are_kept_as_such(tmp_path, monkeypatch):
+    monkeypatch.setattr("mach.bundle.catalog._MOST_TEXT_BYTES", 10)
+    columns = {"product_id": ["b", "a"], "title": ["x" * 20, None], "raw": [b"y" * 20, b"z"]}
+    write_catalog(tmp_path / CATALOG_FILE, pa.table(columns))
+    catalog = Catalog.open(tmp_path / CATALOG_FILE)
+    assert catalog.table.schema.field("title").type == pa.large_string()
+    assert catalog.rows([0, 1]) == [{"raw": b"z"}, {"title": "x" * 20, "raw": b"y" * 20}]
+    wanted = parse_filter(f'title = "{"x" * 20}"').evaluate(catalog.table)
+    assert np.asarray(wanted).tolist() == [False, True]
+
+
+def test_a_column_that_cannot_be_sorted_is_named_in_a_sentence(tmp_path):
+    views = pa.array([["a"], ["b"]], pa.list_(pa.string_view()))
+    with pytest.raises(DataError, match="cannot be"):
+        write_catalog(tmp_path / CATALOG_FILE, pa.table({"product_id": ["b", "a"], "v": views}))
 
 
 def test_missing_attributes_are_left_out(tmp_path):

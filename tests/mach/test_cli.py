@@ -61,6 +61,23 @@ def test_an_error_is_printed_as_it_is(tmp_path, capsys):
     assert ODD in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["inspect", "/tmp/b\udcff/bundle"],
+        ["search", "q", "--bundle", "/tmp/b\udcff"],
+        ["search", "q", "--address", "\udcff:1"],
+        ["bundle", "fetch", "http://[/x", "/tmp/nowhere"],
+    ],
+)
+def test_odd_names_are_one_sentence(capsys, arguments):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.strip().startswith("error:") and "Traceback" not in said
+
+
 def test_a_bundle_is_searched_as_a_fleet_prints_it(tiny_bundle, monkeypatch):
     values = {
         "day": date(2024, 1, 3),

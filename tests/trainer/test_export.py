@@ -1,6 +1,7 @@
 """ONNX against PyTorch, however the weights are stored."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -76,6 +77,18 @@ def test_exported_models_agree_with_pytorch(weights, quantization, loss):
     assert parity.queries == 200
     assert parity.max_difference <= TOLERANCES[quantization].graph
     assert np.isfinite(parity.mean_divergence)
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_a_model_of_large_logits_is_no_other(weights, quantization):
+    """Rounding moves an improbable bucket of a well-trained model by more than half."""
+    batch = queries(100)
+    large = replace(weights, output=weights.output * 40)
+    trained = torch_log_probabilities(large, batch)
+    assert (trained.max(axis=1) - trained.min(axis=1)).max() > 100
+    stored = torch_log_probabilities(stored_weights(large, quantization), batch)
+    # What storing such random weights costs is not looked at here.
+    check_parity(session_of(large, quantization), batch, stored, stored, quantization)
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
