@@ -218,7 +218,8 @@ class FleetAdmin:
             Its version.
 
         Raises:
-            MachError: if one refuses; those that had loaded it drop it again.
+            MachError: if one refuses; those that had loaded it drop it again, as they do where
+                the load is interrupted.
         """
         return self._load(path, version)[0]
 
@@ -230,7 +231,7 @@ class FleetAdmin:
                 before = self._call(port, "DescribeBundles", admin_pb2.DescribeBundlesRequest())
                 request = admin_pb2.LoadBundleRequest(path=path, bundle_version=version)
                 version = self._call(port, "LoadBundle", request).bundle.bundle_version
-            except MachError:
+            except BaseException:  # an interrupt, too, leaves nothing loaded
                 self._unload(fresh, version)
                 raise
             if version not in [bundle.bundle_version for bundle in before.bundles]:
@@ -259,7 +260,7 @@ class FleetAdmin:
             request = admin_pb2.ActivateBundleRequest(bundle_version=version)
             try:
                 previous[port] = self._call(port, "ActivateBundle", request).previous_version
-            except MachError:
+            except BaseException:
                 for other, former in reversed(previous.items()):
                     self._attempt(
                         other,
@@ -290,7 +291,7 @@ class FleetAdmin:
         version, fresh = self._load(path, version)
         try:
             return self.activate(version), version
-        except MachError:
+        except BaseException:
             if not self._may_be_active(version):
                 self._unload(fresh, version)
             raise

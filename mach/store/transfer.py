@@ -9,8 +9,9 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from threading import Event
 
 from mach.bundle import (
     MANIFEST_FILE,
@@ -69,19 +70,36 @@ def push(bundle: Bundle, store: str, *, workers: int = 4, progress: Progress = _
     for name, entry in files.items():
         progress(name, 0, entry.size)
 
-    def copy(name: str) -> None:
+    def copy(name: str, stop: Event) -> None:
         entry = files[name]
-        if not _holds(target, name, entry):
+        if not _holds(target, name, entry, stop):
             target.put(bundle.path / name, name)
             if (size := target.size(name)) != entry.size:
                 raise Unavailable(f"{target.name}/{name} has {size} bytes after {entry.size}")
         progress(name, entry.size, entry.size)
 
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(copy, files))
+    _for_each(copy, files, workers)
     if not published:
         target.put(bundle.path / MANIFEST_FILE, MANIFEST_FILE)
     return target.name
+
+
+class _Ended(Exception):
+    """Another file's copy failed, or all were interrupted; nobody is told of it."""
+
+
+def _for_each(copy: Callable[[str, Event], None], names: Iterable[str], workers: int) -> None:
+    """Copy files, several at a time; what ends one ends the others at their next block."""
+    stop = Event()
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for done in as_completed([pool.submit(copy, name, stop) for name in names]):
+            done.result()
+    except BaseException:
+        stop.set()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _has_manifest(target: Location, version: str) -> bool:
@@ -97,11 +115,11 @@ def _has_manifest(target: Location, version: str) -> bool:
     return True
 
 
-def _holds(location: Location, name: str, entry: FileEntry) -> bool:
+def _holds(location: Location, name: str, entry: FileEntry, stop: Event) -> bool:
     """Whether a file is there with this content: its length alone does not tell."""
     return (
         location.size(name) == entry.size
-        and hash_blocks(_blocks(location, name, entry.size)) == entry
+        and hash_blocks(_blocks(location, name, entry.size, stop)) == entry
     )
 
 
@@ -161,14 +179,13 @@ def fetch(
     for name in names:
         progress(name, 0, manifest.files[name].size)
 
-    def copy(name: str) -> None:
+    def copy(name: str, stop: Event) -> None:
         entry = manifest.files[name]
         if not _is_intact(target / name, entry):
-            _download(source, name, entry, target, progress)
+            _download(source, name, entry, target, progress, stop)
         progress(name, entry.size, entry.size)
 
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(copy, names))
+    _for_each(copy, names, workers)
     if _cached_manifest(cache, manifest.version) is None:
         write_atomically(target / MANIFEST_FILE, manifest.to_json())
     return target
@@ -194,13 +211,18 @@ def _is_intact(path: Path, entry: FileEntry) -> bool:
 
 
 def _download(
-    source: Location, name: str, entry: FileEntry, target: Path, progress: Progress
+    source: Location,
+    name: str,
+    entry: FileEntry,
+    target: Path,
+    progress: Progress,
+    stop: Event,
 ) -> None:
     descriptor, part = tempfile.mkstemp(prefix=f".{name}.", suffix=_PART, dir=target)
     try:
         digest, done = hashlib.sha256(), 0
         with naming(target / name), os.fdopen(descriptor, "wb") as writer:
-            for block in _blocks(source, name, entry.size):
+            for block in _blocks(source, name, entry.size, stop):
                 digest.update(block)
                 writer.write(block)
                 done += len(block)
@@ -216,11 +238,13 @@ def _download(
         raise
 
 
-def _blocks(source: Location, name: str, size: int) -> Iterator[bytes]:
+def _blocks(source: Location, name: str, size: int, stop: Event) -> Iterator[bytes]:
     """Blocks of a file, and no more than one beyond ``size``: it may be endless."""
     done = 0
     with source.open(name) as reader:
         while done <= size and (block := reader.read(_BLOCK)):
+            if stop.is_set():
+                raise _Ended
             done += len(block)
             yield block
 

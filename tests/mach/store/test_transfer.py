@@ -15,7 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from mach.bundle import MANIFEST_FILE, Bundle, Manifest, files_for, repetition_file
 from mach.errors import BundleError, ConfigError, InvalidInput, Unavailable
-from mach.store import fetch, link, open_location, push
+from mach.store import fetch, link, open_location, push, transfer
 
 
 @pytest.fixture(params=["path", "file", "memory"])
@@ -346,3 +346,34 @@ def test_a_link_is_replaced_and_nothing_else_is(tmp_path):
     assert [path.name for path in at.parent.iterdir()] == ["bundle"]
     with pytest.raises(ConfigError, match="is not a link"):
         link(first, second)
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, Unavailable("gone")])
+def test_what_ends_a_fetch_ends_every_copy(tiny_bundle, tmp_path, monkeypatch, failure):
+    """Four files are read in blocks of a byte, slowly, when the fifth fails."""
+    location = push(tiny_bundle, str(tmp_path / "store"))
+    begun = threading.Semaphore(0)
+    read = []
+
+    def slow(source, name, size, stop):
+        if name == MANIFEST_FILE:
+            return
+        if name == "catalog.arrow":
+            for _ in range(3):
+                begun.acquire()
+            raise failure
+        begun.release()
+        for _ in range(1000):
+            if stop.is_set():
+                raise transfer._Ended
+            time.sleep(0.01)
+            read.append(name)
+            yield b"x"
+
+    monkeypatch.setattr(transfer, "_blocks", slow)
+    started = time.monotonic()
+    with pytest.raises(failure if isinstance(failure, type) else type(failure)):
+        fetch(location, tmp_path / "cache")
+    assert time.monotonic() - started < 5
+    assert len(read) < 1000
+    assert list(tmp_path.glob("cache/*/.*")) == []
