@@ -51,7 +51,8 @@ def register(app: typer.Typer) -> None:
         json_file: Path = typer.Option(None, "--json", help="Also write the figures here."),
         plot: Path = typer.Option(None, help="Draw accuracy and cost against repetitions (PNG)."),
     ) -> None:
-        """Score a bundle on interactions that it was not trained on.
+        """Score a bundle on interactions that it was not trained on; each row counts once,
+        whatever its weight.
 
         P@k divides by k, recall by the number of true products; products that training never
         saw count as true all the same. Latency is text to products in process, one thread.

@@ -43,7 +43,7 @@ def register(app: typer.Typer) -> None:
             None,
             min=0.001,
             callback=finite,
-            help="Queries a second that each server answers; no limit by default.",
+            help="Queries a second that each server process answers; no limit by default.",
         ),
         burst: int = typer.Option(None, min=1, help="Queries at once. Default: a second's worth."),
         expires_in_days: float = typer.Option(

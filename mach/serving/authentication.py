@@ -57,7 +57,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any
     ) -> Any:
-        """Called by gRPC for each call, before its request is received."""
+        """Called by gRPC for each call, before its request is parsed."""
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
