@@ -131,8 +131,7 @@ def _check_unicode(field: str, value: str | tuple[str, ...]) -> None:
     """Refuse half surrogates, which a command line makes of bytes that are no UTF-8."""
     try:
         for text in (value,) if isinstance(value, str) else value:
-            if not text.isascii():
-                text.encode()
+            text.encode()
     except UnicodeEncodeError:
         raise InvalidInput(field, "is not valid Unicode") from None
 

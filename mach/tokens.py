@@ -151,9 +151,7 @@ def _write(path: Path, tokens: Sequence[Token]) -> None:
     path, mode, owner = path.resolve(), 0o600, None
     if path.exists():
         status = path.stat()
-        mode = status.st_mode & 0o777
-        if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
-            owner = status.st_uid, status.st_gid
+        mode, owner = status.st_mode & 0o777, (status.st_uid, status.st_gid)
     write_atomically(path, json.dumps(content, indent=2) + "\n", mode=mode, owner=owner)
 
 

@@ -34,8 +34,7 @@ TOLERANCES = {
     "int8": Tolerance(graph=0.5, divergence=1e-2),
     "int4": Tolerance(graph=0.5, divergence=5e-2),
 }
-
-
+#: Of a query's log-probabilities, see :attr:`Tolerance.graph`.
 _SPREAD = 25.0
 
 

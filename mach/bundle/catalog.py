@@ -15,8 +15,6 @@ from mach.errors import BundleError, DataError
 __all__ = ["ID_COLUMN", "Catalog", "repeated_column", "write_catalog"]
 
 ID_COLUMN = "product_id"
-
-
 _MOST_TEXT_BYTES = 2**30  # of a column; Arrow's offsets of 32 bits end at twice as much
 
 

@@ -157,7 +157,9 @@ def register(app: typer.Typer) -> None:
 
 def _warn(report: LoadReport) -> None:
     """Say where figures are rather the generator's than the fleet's."""
-    unsent = report.statuses.get("NOT_SENT", 0)
+    from mach.loadtest import UNSENT
+
+    unsent = report.statuses.get(UNSENT, 0)
     if unsent:
         err.print(f"warning: {unsent:,} requests were not sent: the generator fell behind the rate")
     elif report.late_ms > max(1.0, report.p99_ms / 2):

@@ -18,7 +18,6 @@ from mach.client.calls import (
     make_options,
     make_queries,
     make_query,
-    read_error,
 )
 from mach.client.connection import Connection, OpenChannel, TokenSource, token_metadata
 from mach.client.results import (
@@ -203,12 +202,10 @@ class AsyncMachClient:
                     call = getattr(stub, method)
                     answer = await call(request, timeout=attempts.seconds, metadata=metadata)
             except grpc.RpcError as error:
-                found = read_error(error)
+                pause = attempts.pause(error)
             else:
-                self._retries.answered()
+                attempts.answered()
                 return answer
-            if (pause := attempts.pause(found)) is None:
-                raise found
             await asyncio.sleep(pause)
 
     async def close(self) -> None:

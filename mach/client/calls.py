@@ -16,6 +16,8 @@ from mach.v1 import search_pb2
 from mach.wire import sparse_to_proto
 
 __all__ = [
+    "MOST_TOKENS",
+    "TOKENS_EARNED",
     "Query",
     "channel_options",
     "check_timeout",
@@ -28,6 +30,9 @@ __all__ = [
 #: Text, or one row of features made with the bundle's featurizer.
 Query = str | SparseBatch
 
+#: Retries are throttled as gRFC A6 says, gRPC's own and those of `mach.client.retries`: a failure
+#: takes a token, an answer gives a part of one back, and at half of the most none is retried.
+MOST_TOKENS, TOKENS_EARNED = 10, 0.2
 _MOST_SECONDS = 365 * 86_400
 _MOST_BYTES = 2**31 - 1  # as gRPC counts them
 _TOO_LARGE = "message larger than max"  # gRPC says so by the status of an overload
@@ -62,7 +67,7 @@ def channel_options(max_attempts: int, max_message_bytes: int) -> list[tuple[str
             }
         ]
         # Few failures are retried where most calls fail: that is an outage, not a hiccup.
-        config["retryThrottling"] = {"maxTokens": 10, "tokenRatio": 0.2}
+        config["retryThrottling"] = {"maxTokens": MOST_TOKENS, "tokenRatio": TOKENS_EARNED}
     return [
         ("grpc.service_config", json.dumps(config)),
         ("grpc.max_receive_message_length", max_message_bytes),

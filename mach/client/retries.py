@@ -10,38 +10,34 @@ import random
 import threading
 import time
 
-from mach.errors import MachError, Overloaded
+import grpc
+
+from mach.client.calls import MOST_TOKENS, TOKENS_EARNED, read_error
+from mach.errors import Overloaded
 
 __all__ = ["Attempts", "Retries"]
 
-_FULL, _EARNED = 10.0, 0.2
-
 
 class Retries:
-    """Shared by the calls of a client.
-
-    Few refusals are followed by another attempt where most calls are refused: each takes a token,
-    each answer gives a fifth of one back, and below half of ten no call is repeated (as gRPC's own
-    throttling of retries does, gRFC A6).
-    """
+    """Shared by the calls of a client: few are repeated where most are refused."""
 
     def __init__(self, max_attempts: int) -> None:
         """Allow each call so many attempts."""
         self.max_attempts = max_attempts
         self._lock = threading.Lock()
-        self._tokens = _FULL
+        self._tokens: float = MOST_TOKENS
 
     def answered(self) -> None:
         """An attempt was answered."""
-        if self._tokens < _FULL:
+        if self._tokens < MOST_TOKENS:
             with self._lock:
-                self._tokens = min(_FULL, self._tokens + _EARNED)
+                self._tokens = min(MOST_TOKENS, self._tokens + TOKENS_EARNED)
 
     def refused(self) -> bool:
         """An attempt was refused; whether another may be made."""
         with self._lock:
             self._tokens = max(0.0, self._tokens - 1)
-            return self._tokens > _FULL / 2
+            return self._tokens > MOST_TOKENS / 2
 
 
 class Attempts:
@@ -57,16 +53,23 @@ class Attempts:
         """What an attempt that begins now may take."""
         return max(0.001, self._deadline - time.monotonic())
 
-    def pause(self, error: MachError) -> float | None:
-        """Seconds to wait before another attempt; None if there shall be none.
+    def answered(self) -> None:
+        """The last attempt was answered."""
+        self._retries.answered()
+
+    def pause(self, error: grpc.RpcError) -> float:
+        """Seconds to wait before another attempt, after one failed.
 
         The push-back is kept to, and a little more, so that those refused together do not come
         back together. What would be too late is not waited for.
+
+        Raises:
+            MachError: what the failure is, where there shall be no other attempt.
         """
+        found = read_error(error)
         self._left -= 1
-        if not isinstance(error, Overloaded):
-            return None
-        if not self._retries.refused() or not self._left:
-            return None
-        pause = error.retry_after_ms * 1e-3 * random.uniform(1.0, 1.25)
-        return pause if pause < self._deadline - time.monotonic() else None
+        if isinstance(found, Overloaded) and self._retries.refused() and self._left:
+            pause = found.retry_after_ms * 1e-3 * random.uniform(1.0, 1.25)
+            if pause < self._deadline - time.monotonic():
+                return pause
+        raise found from None

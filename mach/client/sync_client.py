@@ -17,7 +17,6 @@ from mach.client.calls import (
     make_options,
     make_queries,
     make_query,
-    read_error,
 )
 from mach.client.connection import Connection, TokenSource, token_metadata
 from mach.client.results import (
@@ -197,12 +196,10 @@ class MachClient:
                     call = getattr(stub, method)
                     answer = call(request, timeout=attempts.seconds, metadata=metadata)
             except grpc.RpcError as error:
-                found = read_error(error)
+                pause = attempts.pause(error)
             else:
-                self._retries.answered()
+                attempts.answered()
                 return answer
-            if (pause := attempts.pause(found)) is None:
-                raise found
             time.sleep(pause)
 
     def close(self) -> None:

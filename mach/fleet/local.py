@@ -201,10 +201,9 @@ class LocalFleet:
                 if server.pid is not None:
                     continue
                 now = time.monotonic()
-                if now - running.get(server.name, now) > _WELL_SECONDS:
-                    pauses.pop(server.name, None)
                 if server.name not in due:
-                    pause = pauses.get(server.name, 0.0)
+                    was_well = now - running.get(server.name, now) > _WELL_SECONDS
+                    pause = 0.0 if was_well else pauses.get(server.name, 0.0)
                     pauses[server.name] = min(_LONGEST_PAUSE, max(0.5, pause * 2))
                     due[server.name] = now + pause
                     self._say(f"{server.name} died ({server.last_words()}); restarting it")

@@ -2,9 +2,10 @@
 
 from mach.loadtest.cpu import CpuMeter, MetricsCpu, Usage, spent
 from mach.loadtest.generator import LoadPlan, run_load
-from mach.loadtest.report import LoadReport, Outcomes
+from mach.loadtest.report import UNSENT, LoadReport, Outcomes
 
 __all__ = [
+    "UNSENT",
     "CpuMeter",
     "LoadPlan",
     "LoadReport",

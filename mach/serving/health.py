@@ -12,10 +12,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from mach.serving.binding import bind
 from mach.serving.options import server_options
 
-__all__ = ["LIVENESS", "Health", "start_health_server"]
+__all__ = ["LIVENESS", "MOST_WATCHES", "Health", "start_health_server"]
+
+#: They need no token and never end.
+MOST_WATCHES = 1024
 
 _MESSAGE_BYTES = 4096
-_MAX_RPCS = 2 * 1024  # twice the most watches, so that probes find room
+_MAX_RPCS = 2 * MOST_WATCHES  # so that probes find room
 
 _Status = health_pb2.HealthCheckResponse
 
@@ -32,8 +35,8 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # has no stu
     :meth:`close`, so that they do not hold up a drain.
     """
 
-    def __init__(self, services: Iterable[str] = (), max_watches: int = 1024) -> None:
-        """Serve some services' state to so many watches: they need no token and never end."""
+    def __init__(self, services: Iterable[str] = (), max_watches: int = MOST_WATCHES) -> None:
+        """Serve some services' state, and to so many watches at once."""
         self._names = {"", LIVENESS, *services}
         self._serving = False
         self._closed = False

@@ -23,7 +23,7 @@ from mach.errors import ConfigError, UserError
 from mach.serving.admin import ADMIN_SERVICE, AdminServicer
 from mach.serving.binding import bind, write_ready_file
 from mach.serving.calls import CallInterceptor
-from mach.serving.health import Health, start_health_server
+from mach.serving.health import MOST_WATCHES, Health, start_health_server
 from mach.serving.interceptors import ErrorInterceptor, MetricsInterceptor
 from mach.serving.logs import configure_logging
 from mach.serving.metrics import ServerMetrics, new_registry, start_metrics_server
@@ -124,7 +124,7 @@ async def serve(
         return server
 
     # A quarter of the calls at most: strangers may watch, and must not keep others out.
-    health = Health(service.names, max_watches=min(1024, settings.max_concurrent_rpcs // 4))
+    health = Health(service.names, max_watches=min(MOST_WATCHES, settings.max_concurrent_rpcs // 4))
     server = new_server(service.names, reuse_port)
     service.register(server)
     async with contextlib.AsyncExitStack() as stack:
