@@ -1,15 +1,24 @@
-"""Hashing of products to buckets: a 2-universal family whose inverse is arithmetic.
+"""Hashing of products to buckets: a 2-universal family that moves blocks of products together.
 
 MACH (Medini et al., "Extreme Classification in Log Memory using Count-Min Sketch",
-NeurIPS 2019) asks for R independent draws from a 2-universal family. This is the family
-of Carter and Wegman ("Universal classes of hash functions", 1979)::
+NeurIPS 2019) asks for R independent draws from a 2-universal family, that is for two products
+to share a bucket with a probability of about 1/B. This family gives that to any two products
+and lets a search add up many products in one instruction: ``width`` consecutive products, a
+block, lie in as many consecutive buckets, from a start that each repetition draws anew::
 
-    h_r(i) = ((a_r * i + b_r) mod p) mod B,    1 <= a_r < p,  0 <= b_r < p
+    h_r(i) = (s_r(i div width) + i mod width) mod B
 
-with ``p`` the smallest prime not below max(K, B). The inner map is a bijection of
-{0..p-1}, so with ``p`` that close to K the buckets are all but equally large, and the
-members of a bucket are ``a_r^-1 * (v - b_r) mod p`` for v = bucket, bucket + B, ... < p:
-an arithmetic progression, which needs no inverted lists.
+Products of one block never collide. Those of two blocks do where the starts differ by one certain
+number mod B, and these differences are spread evenly over the B buckets. Given a product, the
+others collide with it no less independently than under independent buckets, so that a merged
+score's variance is no larger; ``docs/merge.md`` has the argument and the measurements.
+
+Starts are jittered cells, so that buckets are all but equally large: with x the block,
+
+    s_r(x) = floor((u + v / q) * B / p),  u = (a_r * x + b_r) mod p,  v = (c_r * x + d_r) mod q
+
+where p is the smallest prime not below the number of blocks, and q = 2**31 - 1. Both maps are of
+the family of Carter and Wegman ("Universal classes of hash functions", 1979).
 """
 
 from __future__ import annotations
@@ -22,11 +31,14 @@ from numpy.typing import NDArray
 
 from mach.errors import InvalidInput
 
-__all__ = ["MAX_CLASSES", "UniversalHash", "smallest_prime_from"]
+__all__ = ["MAX_CLASSES", "UniversalHash", "block_width", "smallest_prime_from"]
 
-#: With classes and multipliers below 2**31 the product a*i + b stays below 2**63.
+#: With factors below 2**31 all products stay below 2**63.
 MAX_CLASSES = 2**31 - 1
 
+_FAMILY = "affine-blocks"
+_JITTER_PRIME = 2**31 - 1
+_MOST_WIDTH = 512  # of 8-bit codes: eight cache lines, read one after the other
 _WITNESSES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)  # Miller-Rabin, exact below 2**64
 
 
@@ -60,6 +72,11 @@ def smallest_prime_from(n: int) -> int:
     return candidate
 
 
+def block_width(num_buckets: int) -> int:
+    """Products a block: the largest power of two up to 512 of which two blocks fit B buckets."""
+    return int(min(_MOST_WIDTH, 1 << max(0, (num_buckets // 2).bit_length() - 1)))
+
+
 @dataclass(frozen=True, eq=False)
 class UniversalHash:
     """R hash functions from classes 0..K-1 to buckets 0..B-1.
@@ -67,16 +84,22 @@ class UniversalHash:
     Attributes:
         num_classes: K.
         num_buckets: B.
-        prime: p, the modulus of the inner map.
-        multipliers: a, uint64, shape (R,).
-        offsets: b, uint64, shape (R,).
+        width: products a block, a power of two of at most B.
+        prime: p, at least the number of blocks.
+        multipliers: a, from 1 to p - 1, uint64, shape (R,).
+        offsets: b, below p, uint64, shape (R,).
+        jitter_multipliers: c, from 1 to q - 1, uint64, shape (R,).
+        jitter_offsets: d, below q, uint64, shape (R,).
     """
 
     num_classes: int
     num_buckets: int
+    width: int
     prime: int
     multipliers: NDArray[np.uint64]
     offsets: NDArray[np.uint64]
+    jitter_multipliers: NDArray[np.uint64]
+    jitter_offsets: NDArray[np.uint64]
 
     @classmethod
     def draw(
@@ -96,27 +119,41 @@ class UniversalHash:
         ):
             if not 1 <= value <= MAX_CLASSES:
                 raise InvalidInput(name, f"must be from 1 to {MAX_CLASSES}, got {value}")
-        prime = smallest_prime_from(max(num_classes, num_buckets))
-        multipliers = np.empty(num_repetitions, np.uint64)
-        offsets = np.empty(num_repetitions, np.uint64)
+        width = block_width(num_buckets)
+        prime = smallest_prime_from(-(-num_classes // width))
+        parameters = np.empty((4, num_repetitions), np.uint64)
         for repetition in range(num_repetitions):
             rng = np.random.Generator(np.random.PCG64([seed, repetition]))
-            multipliers[repetition] = rng.integers(1, prime)
-            offsets[repetition] = rng.integers(0, prime)
-        return cls(num_classes, num_buckets, prime, multipliers, offsets)
+            for row, (least, past) in enumerate(
+                ((1, prime), (0, prime), (1, _JITTER_PRIME), (0, _JITTER_PRIME))
+            ):
+                parameters[row, repetition] = rng.integers(least, past)
+        return cls(num_classes, num_buckets, width, prime, *parameters)
 
     @property
     def num_repetitions(self) -> int:
         """R."""
         return len(self.multipliers)
 
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of products, the last of which may be short."""
+        return -(-self.num_classes // self.width)
+
+    def starts(self, repetition: int, blocks: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        """The buckets of the ``blocks``' first products in one repetition, int64, their shape."""
+        x = np.asarray(blocks).astype(np.uint64)
+        p, q, b = (np.uint64(n) for n in (self.prime, _JITTER_PRIME, self.num_buckets))
+        u = (self.multipliers[repetition] * x + self.offsets[repetition]) % p
+        v = (self.jitter_multipliers[repetition] * x + self.jitter_offsets[repetition]) % q
+        # A floor within a floor: the same as of the whole.
+        starts: NDArray[np.int64] = ((u * b + v * b // q) // p).astype(np.int64)
+        return starts
+
     def buckets(self, repetition: int, classes: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         """Buckets of ``classes`` (any shape) in one repetition, int64, the same shape."""
-        i = np.asarray(classes).astype(np.uint64)
-        mixed = (i * self.multipliers[repetition] + self.offsets[repetition]) % np.uint64(
-            self.prime
-        )
-        buckets: NDArray[np.int64] = (mixed % np.uint64(self.num_buckets)).astype(np.int64)
+        blocks, lanes = np.divmod(np.asarray(classes, np.int64), self.width)
+        buckets: NDArray[np.int64] = (self.starts(repetition, blocks) + lanes) % self.num_buckets
         return buckets
 
     def table(self) -> NDArray[np.uint32]:
@@ -127,24 +164,21 @@ class UniversalHash:
             table[repetition] = self.buckets(repetition, classes)
         return table
 
-    def members(self, repetition: int, bucket: int) -> NDArray[np.int64]:
-        """Classes of one bucket, int64, increasing; by arithmetic, without a table."""
-        inverse = pow(int(self.multipliers[repetition]), -1, self.prime)
-        mixed = np.arange(bucket, self.prime, self.num_buckets, dtype=np.uint64)
-        shifted = (mixed + np.uint64(self.prime) - self.offsets[repetition]) % np.uint64(self.prime)
-        classes = (shifted * np.uint64(inverse)) % np.uint64(self.prime)
-        members: NDArray[np.int64] = classes[classes < self.num_classes].astype(np.int64)
-        members.sort()
-        return members
-
     def to_manifest(self) -> dict[str, Any]:
         """A JSON-ready description, read back by :meth:`from_manifest`."""
         return {
-            "family": "affine-mod-prime",
+            "family": _FAMILY,
+            "width": self.width,
             "prime": self.prime,
-            "multipliers": [int(a) for a in self.multipliers],
-            "offsets": [int(b) for b in self.offsets],
+            **{name: [int(number) for number in getattr(self, name)] for name in _PARAMETERS},
         }
+
+    def describe(self, repetition: int) -> dict[str, Any]:
+        """The same of one repetition, JSON-ready."""
+        entry: dict[str, Any] = {"family": _FAMILY, "width": self.width, "prime": self.prime}
+        for name in _PARAMETERS:
+            entry[name.removesuffix("s")] = int(getattr(self, name)[repetition])
+        return entry
 
     @classmethod
     def from_manifest(
@@ -155,24 +189,27 @@ class UniversalHash:
         Raises:
             InvalidInput: if the family is unknown, or a parameter missing or out of its range.
         """
-        if entry.get("family") != "affine-mod-prime":
+        if entry.get("family") != _FAMILY:
             raise InvalidInput("hash.family", f"unknown hash family {entry.get('family')!r}")
         try:
-            prime = int(entry["prime"])
-            multipliers = [int(a) for a in entry["multipliers"]]
-            offsets = [int(b) for b in entry["offsets"]]
+            width, prime = int(entry["width"]), int(entry["prime"])
+            lists = [[int(number) for number in entry[name]] for name in _PARAMETERS]
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InvalidInput("hash", f"cannot be read: {error!r}") from error
-        if not max(num_classes, num_buckets) <= prime <= MAX_CLASSES or not _is_prime(prime):
-            raise InvalidInput("hash.prime", f"{prime} is no prime of at least K and B")
-        if len(multipliers) != len(offsets) or not multipliers:
-            raise InvalidInput("hash.multipliers", "needs one multiplier and one offset each")
-        if min(multipliers) < 1 or min(offsets) < 0 or max(multipliers + offsets) >= prime:
-            raise InvalidInput("hash.multipliers", "an entry is not below the prime")
+        if not 1 <= width <= num_buckets or width & (width - 1):
+            raise InvalidInput("hash.width", f"{width} is no power of two up to B")
+        if not -(-num_classes // width) <= prime <= MAX_CLASSES or not _is_prime(prime):
+            raise InvalidInput("hash.prime", f"{prime} is no prime of at least the blocks")
+        for name, numbers in zip(_PARAMETERS, lists, strict=True):
+            least = 1 if "multipliers" in name else 0
+            past = _JITTER_PRIME if "jitter" in name else prime
+            if not numbers or len(numbers) != len(lists[0]):
+                raise InvalidInput(f"hash.{name}", "needs one entry a repetition")
+            if min(numbers) < least or max(numbers) >= past:
+                raise InvalidInput(f"hash.{name}", f"an entry is not from {least} to {past - 1}")
         return cls(
-            num_classes,
-            num_buckets,
-            prime,
-            np.array(multipliers, np.uint64),
-            np.array(offsets, np.uint64),
+            num_classes, num_buckets, width, prime, *(np.array(some, np.uint64) for some in lists)
         )
+
+
+_PARAMETERS = ("multipliers", "offsets", "jitter_multipliers", "jitter_offsets")

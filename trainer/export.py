@@ -262,15 +262,7 @@ def build_model(
             "mach.num_classes": str(hash.num_classes),
             "mach.quantization": quantization,
             "mach.loss": loss,
-            "mach.hash": json.dumps(
-                {
-                    "family": "affine-mod-prime",
-                    "prime": hash.prime,
-                    "multiplier": int(hash.multipliers[repetition]),
-                    "offset": int(hash.offsets[repetition]),
-                },
-                sort_keys=True,
-            ),
+            "mach.hash": json.dumps(hash.describe(repetition), sort_keys=True),
         },
     )
     return model

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mach.errors import InvalidInput
-from mach.merge._coded import as_words
-from mach.merge._columns import SLICE
-from mach.merge._lists import survey
-from mach.merge._plan import AffinePlan, plan_affine, plan_stored
-from mach.merge._quartet import QUARTET
-from mach.merge._search import Index, Plan, Quartet, Search, may_walk
-from mach.merge._workspace import Workspace
+from mach.merge._codes import encode, survey
+from mach.merge._scan import Scan
+from mach.merge._search import CHUNK, Workspace, scan_places, search_all
+from mach.merge._select import heap_sort
 from mach.merge.products import ProductSet
 from mach.merge.result import TopKResult, WorkBudget
 from mach.merge.table import BucketTable
 
 __all__ = ["TopK"]
 
-_COLUMNS_BYTES = 128 << 20  # up to here the buckets of all products are kept, for scans
-_PLANS_BYTES = 64 << 20  # of plans for some repetitions that are kept, or one
+_LISTED_SHARE = 1 / 50  # of the products: up to here it is quicker to look up their codes
+_NO_LIST = np.empty(0, np.uint32)
+_NO_BITMAP = np.empty(0, np.uint8)
 
 
 class TopK:
@@ -43,34 +40,15 @@ class TopK:
 
     def __init__(self, table: BucketTable, *, warm: bool = True) -> None:
         self.table = table
-        self._plans: OrderedDict[bytes, Plan] = OrderedDict()  # what was used last comes last
-        self._plans_lock = Lock()
-        self._all = table.checked_repetitions(None).tobytes()
+        self._shift = table.width.bit_length() - 1
         self._workspaces: list[Workspace] = []
-        self._no_sizes = np.empty((0, 0), np.int64)
-        columns = np.empty((0, 0), table.dtype)
-        size = table.num_repetitions * table.num_classes * table.dtype.itemsize
-        if size <= _COLUMNS_BYTES:
-            columns = np.zeros((table.num_repetitions, -(-table.num_classes // 4) * 4), table.dtype)
-            columns[:, : table.num_classes] = table.columns()
-        self._index = Index(table.num_classes, columns, as_words(columns), table.hash is not None)
         if warm:
             self._warm()
 
     @property
     def index_bytes(self) -> int:
-        """Bytes of the table and of what was prepared from it."""
-        prepared = {
-            id(array): array.nbytes
-            for array in (
-                self._index.columns,
-                *(a for plan in self._plans.values() for a in plan.compiled),
-            )
-            if isinstance(array, np.ndarray) and array.base is None
-        }
-        for array in (self.table.assignment, self.table.starts, self.table.members):
-            prepared.pop(id(array), None)
-        return self.table.nbytes + sum(prepared.values())
+        """Bytes of the table, which is all that is prepared."""
+        return self.table.nbytes
 
     def search(
         self,
@@ -93,11 +71,9 @@ class TopK:
         Raises:
             InvalidInput: if an argument does not fit the table, or a score is NaN or ``+inf``.
         """
-        plan = self._plan(repetitions)
-        self.table.check_query(scores.shape, len(plan.rows), k, allowed)
-        scores = np.ascontiguousarray(scores, np.float32)
-        with self._workspace(plan) as workspace:
-            return self._new_search(plan, scores, k, workspace, allowed, budget).run(workspace)
+        return self.search_batch(
+            scores[None], k, repetitions=repetitions, allowed=allowed, budget=budget
+        )[0]
 
     def search_batch(
         self,
@@ -110,115 +86,149 @@ class TopK:
     ) -> list[TopKResult]:
         """:meth:`search` for several queries; ``scores`` has shape (n, r, B), n may be 0.
 
-        Queries that come to scoring every product do so together, and read the table once for
-        all of them. A ``budget`` is each query's own.
+        A ``budget`` is each query's own.
         """
-        plan = self._plan(repetitions)
-        self.table.check_query(scores.shape[1:], len(plan.rows), k, allowed)
-        scores = np.ascontiguousarray(scores, np.float32)
-        with self._workspace(plan) as workspace:
+        rows = self.table.checked_repetitions(repetitions)
+        self.table.check_query(scores.shape[1:], len(rows), k, allowed)
+        # Compiled code tells arrays that may be written to from others.
+        scores = np.require(scores, np.float32, ["C", "W"])
+        if allowed is not None and allowed.size == self.table.num_classes:
+            allowed = None  # to test every product found would be in vain
+        k = min(k, self.table.num_classes if allowed is None else allowed.size)
+        listed, bitmap, blocked = self._allowed(allowed)
+        with self._workspace(len(rows)) as workspace:
             if budget is not None:
                 return [
-                    self._new_search(plan, one, k, workspace, allowed, budget).run(workspace)
+                    self._within(budget, one, k, rows, listed, bitmap, blocked, workspace)
                     for one in scores
                 ]
-            searches = [self._new_search(plan, one, k, workspace, allowed, None) for one in scores]
-            found = [search.begin(workspace) for search in searches]
-            left = [n for n, result in enumerate(found) if result is None]
-            fours = []
-            if left and searches[left[0]].codes is not None:
-                together = len(left) // QUARTET * QUARTET
-                for at in range(0, together, QUARTET):
-                    members = left[at : at + QUARTET]
-                    fours.append((members, Quartet([searches[n] for n in members])))
-                left = left[together:]
-            stop, step = 0, self._index.slice(allowed is not None and allowed.listed is not None)
-            while left or fours:
-                stop += step
-                for members, four in fours:
-                    for n, result in zip(members, four.advance(stop, workspace), strict=True):
-                        found[n] = result or found[n]
-                for n in left:
-                    found[n] = searches[n].advance(stop, workspace)
-                left = [n for n in left if found[n] is None]
-                fours = [(m, four) for m, four in fours if any(found[n] is None for n in m)]
-        return [result for result in found if result is not None]
+            best_scores = np.empty((len(scores), k), np.float64)
+            best_classes = np.empty((len(scores), k), np.int64)
+            done = search_all(
+                scores,
+                self.table.starts,
+                rows,
+                self.table.num_classes,
+                self._shift,
+                listed,
+                bitmap,
+                blocked,
+                workspace.tops,
+                workspace.codes,
+                workspace.blocks,
+                workspace.sums,
+                best_scores,
+                best_classes,
+            )
+        if done < len(scores):
+            raise InvalidInput("scores", "a score is NaN or +inf")
+        looked_at = (len(listed) or self.table.num_classes) if k else 0
+        return [
+            TopKResult(classes, sums, True, -np.inf, looked_at)
+            for classes, sums in zip(best_classes, best_scores, strict=True)
+        ]
 
-    def _plan(self, repetitions: Sequence[int] | NDArray[np.integer[Any]] | None) -> Plan:
-        rows = self.table.checked_repetitions(repetitions)
-        key = rows.tobytes()
-        with self._plans_lock:
-            plan = self._plans.get(key)
-            if plan is not None:
-                self._plans.move_to_end(key)
-                return plan
-        if self.table.hash is not None:
-            plan = Plan(rows, plan_affine(self.table.hash, rows), self._no_sizes)
-        else:
-            assert self.table.starts is not None
-            sizes = np.diff(self.table.starts[rows], axis=1)
-            plan = Plan(rows, plan_stored(self.table, rows), sizes)
-        with self._plans_lock:
-            self._plans[key] = plan
-            self._drop_plans(key)
-        return plan
+    def _allowed(
+        self, allowed: ProductSet | None
+    ) -> tuple[NDArray[np.uint32], NDArray[np.uint8], NDArray[np.uint32]]:
+        """The products to look at, if few; which are allowed; which are not."""
+        if allowed is None:
+            return _NO_LIST, _NO_BITMAP, _NO_LIST
+        listed = allowed.listed
+        if listed is not None and (
+            self._shift == 0 or len(listed) <= _LISTED_SHARE * self.table.num_classes
+        ):
+            return listed, _NO_BITMAP, _NO_LIST
+        bitmap = allowed.bitmap if listed is None else allowed.as_bitmap()
+        return _NO_LIST, _NO_BITMAP if bitmap is None else bitmap, allowed.blocked
 
-    def _drop_plans(self, newest: bytes) -> None:
-        """Drop plans for some repetitions that were used longest ago; all are wanted again."""
-        sizes = {key: plan.nbytes for key, plan in self._plans.items() if key != self._all}
-        total = sum(sizes.values())
-        for key, size in sizes.items():
-            if total > _PLANS_BYTES and key != newest:
-                del self._plans[key]
-                total -= size
+    def _within(
+        self,
+        budget: WorkBudget,
+        scores: NDArray[np.float32],
+        k: int,
+        rows: NDArray[np.int64],
+        listed: NDArray[np.uint32],
+        bitmap: NDArray[np.uint8],
+        blocked: NDArray[np.uint32],
+        workspace: Workspace,
+    ) -> TopKResult:
+        """One query within a budget: the blocks that may have the best products come first."""
+        deadline = np.inf if budget.seconds is None else time.perf_counter() + budget.seconds
+        if not survey(scores, workspace.tops):
+            raise InvalidInput("scores", "a score is NaN or +inf")
+        tops = workspace.tops.tolist()
+        order = np.empty(0, np.int64)
+        places = len(listed) or self.table.num_classes
+        bounds = np.array([sum(tops), -np.inf])  # of what is left, by block; then of nothing
+        if self._shift and not len(listed):
+            bounds = self._block_bounds(scores, rows)
+            order = np.argsort(-bounds, kind="stable")
+            places = len(order) << self._shift
+            bounds = np.append(bounds[order], -np.inf)
+        scan = Scan(
+            scores=scores,
+            codes=workspace.codes,
+            starts=self.table.starts,
+            repetitions=rows,
+            num_classes=self.table.num_classes,
+            shift=self._shift,
+            order=order,
+            listed=listed,
+            bitmap=bitmap,
+            blocked=blocked,
+            heap_scores=np.empty(k, np.float64),
+            heap_classes=np.empty(k, np.int64),
+            step=encode(scores, workspace.tops, workspace.codes),
+            top_sum=sum(tops),
+            top_magnitude=sum(map(abs, tops)),
+        )
+        most = min(places, budget.max_candidates or places) if k else 0
+        size, place, proven = 0, 0, k == 0
+        while place < most and not proven:
+            stop = min(most, place + CHUNK)
+            size = scan_places(scan, place, stop, size, workspace.blocks, workspace.sums)
+            place = stop
+            bound = float(bounds[place >> self._shift] if len(order) else bounds[place == places])
+            proven = place == places or (size == k and scan.heap_scores[0] > bound)
+            if time.perf_counter() >= deadline:
+                break
+        heap_sort(scan.heap_scores, scan.heap_classes, size)
+        looked_at = min(place, self.table.num_classes)
+        return TopKResult(
+            scan.heap_classes[:size], scan.heap_scores[:size], proven, bound, looked_at
+        )
+
+    def _block_bounds(
+        self, scores: NDArray[np.float32], rows: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """What no product of a block scores more than, float64, shape (blocks,).
+
+        Sums of each row's best score in the block's buckets, in the order of the products' sums,
+        so that rounding keeps them above.
+        """
+        tops = np.concatenate([scores, scores[:, : self.table.width - 1]], axis=1)
+        for exponent in range(self._shift):  # windows of twice as many buckets
+            step = 1 << exponent
+            tops = np.maximum(tops[:, :-step], tops[:, step:])
+        bounds = np.zeros(self.table.num_blocks, np.float64)
+        for row, repetition in zip(tops, rows.tolist(), strict=True):
+            bounds += row[self.table.starts[repetition, : len(bounds)]]
+        return bounds
 
     @contextmanager
-    def _workspace(self, plan: Plan) -> Iterator[Workspace]:
+    def _workspace(self, rows: int) -> Iterator[Workspace]:
         workspace = self._workspaces.pop() if self._workspaces else None
-        if workspace is None or workspace.rows != len(plan.rows):
-            members = 0
-            if isinstance(plan.compiled, AffinePlan):
-                members = plan.compiled.steps.shape[1]
-            workspace = Workspace(len(plan.rows), self.table.num_buckets, members)
+        if workspace is None or len(workspace.tops) != rows:
+            workspace = Workspace(rows, self.table.num_buckets, self.table.width)
         try:
             yield workspace
         finally:
             self._workspaces.append(workspace)
 
-    def _new_search(
-        self,
-        plan: Plan,
-        scores: NDArray[np.float32],
-        k: int,
-        workspace: Workspace,
-        allowed: ProductSet | None,
-        budget: WorkBudget | None,
-    ) -> Search:
-        if not survey(scores, workspace.tops):
-            raise InvalidInput("scores", "a score is NaN or +inf")
-        if allowed is not None and allowed.size == self.table.num_classes:
-            allowed = None  # to test every product found would be in vain
-        return Search(self._index, plan, scores, k, workspace.tops, allowed, budget)
-
     def _warm(self) -> None:
-        """Run every compiled function once, whatever this table's size would choose."""
-        plan = self._plan(None)
-        classes = self.table.num_classes
-        scores = np.zeros((len(plan.rows), self.table.num_buckets), np.float32)
-        some = ProductSet.allow([0], classes)
-        with self._workspace(plan) as workspace:
-            for allowed in (None, some):
-                search = self._new_search(plan, scores, 1, workspace, allowed, None)
-                unit = self._index.scan_unit(len(scores), allowed is not None)
-                if may_walk(classes, unit, *scores.shape):
-                    search.tally(0.0, workspace)
-                    search.walk(0.0, workspace)
-                search.prepare_scan()
-                search.advance(min(classes, SLICE), workspace)
-            if self._index.may_code(len(scores)):
-                searches = [
-                    self._new_search(plan, scores, 1, workspace, None, None) for _ in range(QUARTET)
-                ]
-                for search in searches:
-                    search.prepare_scan()
-                Quartet(searches).advance(SLICE, workspace)
+        """Run every compiled function once."""
+        table = self.table
+        scores = np.zeros((table.num_repetitions, table.num_buckets), np.float32)
+        self.search(scores, 1)
+        self.search(scores, 1, budget=WorkBudget(max_candidates=1))

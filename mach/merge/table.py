@@ -1,9 +1,8 @@
-"""The index: which bucket a product falls into in each repetition, and the way back."""
+"""The index: which bucket a product falls into in each repetition."""
 
 from __future__ import annotations
 
 import json
-import math
 import mmap
 import os
 from collections.abc import Sequence
@@ -15,86 +14,83 @@ from numpy.typing import NDArray
 
 from mach.errors import BundleError, InvalidInput
 from mach.files import atomic_path
-from mach.merge._inverted import invert
 from mach.merge.products import ProductSet
 
-__all__ = ["AffineHash", "BucketTable"]
+__all__ = ["BlockHash", "BucketTable"]
 
-_MAGIC = b"MACHBKT1"
-_ALIGNMENT = 4096  # arrays start on a page, so that mapping one touches no other
+_MAGIC = b"MACHBKT2"
+_ALIGNMENT = 4096  # the array starts on a page
+_MOST_CLASSES = 2**31 - 1
 
 
-class AffineHash(Protocol):
-    """What is needed of a hash: ``((a_r * i + b_r) mod p) mod B`` (``mach.hashing``)."""
+class BlockHash(Protocol):
+    """What is needed of a hash: blocks of products in consecutive buckets (``mach.hashing``)."""
 
     @property
     def num_buckets(self) -> int:
         """B."""
 
     @property
-    def prime(self) -> int:
-        """p, a prime of at least K and B and below 2**31."""
+    def num_repetitions(self) -> int:
+        """R."""
 
     @property
-    def multipliers(self) -> NDArray[np.uint64]:
-        """a, shape (R,)."""
+    def width(self) -> int:
+        """Products a block, a power of two of at most B."""
 
-    @property
-    def offsets(self) -> NDArray[np.uint64]:
-        """b, shape (R,)."""
+    def starts(self, repetition: int, blocks: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        """The buckets of the blocks' first products."""
 
 
 class BucketTable:
-    """Product → bucket in every repetition, and bucket → products.
+    """Product → bucket in every repetition.
 
-    A table over an affine hash stores nothing but the hash's parameters: both directions are
-    arithmetic. A table over an explicit assignment stores the buckets product by product
-    (2 bytes a product and repetition while B ≤ 65,536, else 4), and inverted lists.
+    Products come in blocks of ``width``, which lie in consecutive buckets from a start on::
+
+        bucket of i in repetition r = (starts[r, i // width] + i % width) mod B
+
+    A table over a hash has its blocks; of an explicit assignment each product is a block. So
+    either way this is 2 bytes a block and repetition while B ≤ 65,536, else 4.
 
     Attributes:
         num_classes: K.
         num_buckets: B.
         num_repetitions: R.
+        width: products a block, a power of two of at most B; 1 for an assignment.
+        starts: ``dtype``, read-only, shape (R, blocks); rows are padded with zeros to a multiple
+            of four blocks.
         dtype: uint16 while B ≤ 65,536, else uint32.
-        hash: the affine hash, or None for an assignment.
-        assignment: the buckets, shape (K, R), ``dtype``; None for a hash.
-        starts: where in ``members`` a bucket's products start, int64, shape (R, B + 1); or None.
-        members: the products of each bucket, by bucket, increasing, uint32, shape (R, K); or None.
     """
 
     def __init__(
-        self,
-        num_classes: int,
-        num_buckets: int,
-        num_repetitions: int,
-        *,
-        hash: AffineHash | None = None,
-        assignment: NDArray[Any] | None = None,
-        starts: NDArray[np.int64] | None = None,
-        members: NDArray[np.uint32] | None = None,
+        self, num_classes: int, num_buckets: int, width: int, starts: NDArray[Any]
     ) -> None:
         self.num_classes = num_classes
         self.num_buckets = num_buckets
-        self.num_repetitions = num_repetitions
-        self.dtype: np.dtype[Any] = np.dtype(np.uint16 if num_buckets <= 65_536 else np.uint32)
-        self.hash = hash
-        self.assignment = assignment
+        self.num_repetitions = len(starts)
+        self.width = width
         self.starts = starts
-        self.members = members
+        self.starts.flags.writeable = False
+        self.dtype = starts.dtype
 
     @classmethod
-    def from_hash(cls, hash: AffineHash, num_classes: int) -> BucketTable:
-        """A table that computes what it is asked; no memory that grows with K.
+    def from_hash(cls, hash: BlockHash, num_classes: int) -> BucketTable:
+        """A table over a hash.
 
         Raises:
-            InvalidInput: if the prime is below K or B, or is not below 2**31.
+            InvalidInput: if a size is out of range, or the width no power of two of at most B.
         """
-        prime = int(hash.prime)
-        if num_classes < 1:
-            raise InvalidInput("num_classes", f"must be at least 1, got {num_classes}")
-        if not max(num_classes, hash.num_buckets) <= prime < 2**31:
-            raise InvalidInput("hash.prime", f"{prime} is not from max(K, B) to 2**31 - 1")
-        return cls(num_classes, hash.num_buckets, len(hash.multipliers), hash=hash)
+        if not 1 <= num_classes <= _MOST_CLASSES:
+            raise InvalidInput(
+                "num_classes", f"must be from 1 to {_MOST_CLASSES}, not {num_classes}"
+            )
+        if not _is_width(hash.width, hash.num_buckets):
+            raise InvalidInput("hash.width", f"{hash.width} is no power of two up to B")
+        blocks = np.arange(-(-num_classes // hash.width))
+        starts = _empty(hash.num_repetitions, len(blocks), hash.num_buckets)
+        for repetition in range(hash.num_repetitions):
+            starts[repetition, : len(blocks)] = hash.starts(repetition, blocks)
+        return cls(num_classes, hash.num_buckets, hash.width, starts)
 
     @classmethod
     def from_assignment(
@@ -113,49 +109,29 @@ class BucketTable:
         if assignment.ndim != 2 or not np.issubdtype(assignment.dtype, np.integer):
             raise InvalidInput("assignment", "must be integers of shape (R, K)")
         repetitions, classes = assignment.shape
-        if not repetitions or not classes or classes > 2**31 - 1:
+        if not repetitions or not classes or classes > _MOST_CLASSES:
             raise InvalidInput("assignment", f"cannot index {repetitions} x {classes} buckets")
         largest = int(assignment.max())
         buckets = largest + 1 if num_buckets is None else num_buckets
         if int(assignment.min()) < 0 or largest >= buckets:
             raise InvalidInput("assignment", f"a bucket is not from 0 to {buckets - 1}")
-        table = cls(classes, buckets, repetitions)
-        table.assignment = np.empty((classes, repetitions), table.dtype)
-        table.starts = np.empty((repetitions, buckets + 1), np.int64)
-        table.members = np.empty((repetitions, classes), np.uint32)
-        for repetition in range(repetitions):
-            column = np.ascontiguousarray(assignment[repetition].astype(table.dtype))
-            table.assignment[:, repetition] = column
-            invert(column, table.starts[repetition], table.members[repetition])
-        return table
+        starts = _empty(repetitions, classes, buckets)
+        starts[:, :classes] = assignment
+        return cls(classes, buckets, 1, starts)
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of products, the last of which may be short."""
+        return -(-self.num_classes // self.width)
 
     def rows(self, classes: NDArray[np.integer[Any]]) -> NDArray[Any]:
         """Buckets of ``classes`` (shape (n,)) in every repetition, ``dtype``, shape (n, R)."""
         classes = np.asarray(classes)
         if classes.size and not 0 <= int(classes.min()) <= int(classes.max()) < self.num_classes:
             raise InvalidInput("classes", f"a class is not from 0 to {self.num_classes - 1}")
-        if self.assignment is not None:
-            return np.asarray(self.assignment[classes])
-        assert self.hash is not None
-        a, b = self.hash.multipliers.astype(np.uint64), self.hash.offsets.astype(np.uint64)
-        mixed = (classes.astype(np.uint64)[:, None] * a + b) % np.uint64(self.hash.prime)
-        return (mixed % np.uint64(self.num_buckets)).astype(self.dtype)
-
-    def members_of(self, repetition: int, buckets: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-        """Products of some buckets of one repetition, int64, in no order."""
-        if self.members is not None and self.starts is not None:
-            starts = self.starts[repetition]
-            parts = [self.members[repetition, starts[v] : starts[v + 1]] for v in buckets]
-            return np.concatenate(parts).astype(np.int64)
-        assert self.hash is not None
-        p = int(self.hash.prime)
-        inverse = pow(int(self.hash.multipliers[repetition]), -1, p)
-        mixed = np.arange(0, p, self.num_buckets) + np.asarray(buckets, np.int64)[:, None]
-        mixed = mixed[mixed < p]
-        # Below 2**62: both factors are below p, which is below 2**31.
-        classes: NDArray[np.int64] = (mixed + p - int(self.hash.offsets[repetition])) % p
-        classes = classes * inverse % p
-        return classes[classes < self.num_classes]
+        blocks, lanes = np.divmod(classes.astype(np.int64), self.width)
+        buckets = self.starts[:, blocks].T + lanes[:, None]
+        return (buckets % self.num_buckets).astype(self.dtype)
 
     def columns(self) -> NDArray[Any]:
         """Buckets of every product in every repetition, ``dtype``, shape (R, K); computed."""
@@ -205,36 +181,28 @@ class BucketTable:
     @property
     def nbytes(self) -> int:
         """Bytes of the index: what is stored, mapped or not."""
-        arrays = (self.assignment, self.starts, self.members)
-        return 16 * self.num_repetitions + sum(a.nbytes for a in arrays if a is not None)
+        return int(self.starts.nbytes)
 
     def save(self, path: str | Path) -> None:
         """Write the table as one file, atomically: beside ``path``, synced, then renamed."""
-        header: dict[str, Any] = {
+        header = {
             "num_classes": self.num_classes,
             "num_buckets": self.num_buckets,
             "num_repetitions": self.num_repetitions,
+            "width": self.width,
         }
-        if self.hash is not None:
-            header["hash"] = {
-                "prime": int(self.hash.prime),
-                "multipliers": [int(a) for a in self.hash.multipliers],
-                "offsets": [int(b) for b in self.hash.offsets],
-            }
         encoded = json.dumps(header).encode()
         with atomic_path(Path(path)) as draft, draft.open("wb") as file:
             file.write(_MAGIC + len(encoded).to_bytes(8, "little") + encoded)
-            for array in (self.assignment, self.starts, self.members):
-                if array is not None:
-                    file.write(b"\0" * (-file.tell() % _ALIGNMENT))
-                    file.write(np.ascontiguousarray(array).data.cast("B"))
+            file.write(b"\0" * (-file.tell() % _ALIGNMENT))
+            file.write(np.ascontiguousarray(self.starts).data.cast("B"))
 
     @classmethod
     def open(cls, path: str | Path) -> BucketTable:
         """Map a table written by :meth:`save`; processes that open it share its pages.
 
         Raises:
-            BundleError: if the file is missing, is not a table, or is cut short.
+            BundleError: if the file is missing, is not a table, is cut short or damaged.
         """
         path = Path(path)
         try:
@@ -254,48 +222,37 @@ class BucketTable:
     def _map(
         cls, path: Path, handle: int, size: int, position: int, header: dict[str, Any]
     ) -> BucketTable:
-        classes, buckets = int(header["num_classes"]), int(header["num_buckets"])
-        repetitions = int(header["num_repetitions"])
-        if min(classes, buckets, repetitions) < 1:
-            raise ValueError("a size is below 1")
-        if "hash" in header:
-            stored = _StoredHash(buckets, header["hash"])
-            if len(stored.multipliers) != repetitions or len(stored.offsets) != repetitions:
-                raise ValueError("the hash has another number of repetitions")
-            try:
-                return cls.from_hash(stored, classes)
-            except InvalidInput as error:
-                raise ValueError(str(error)) from error
-        table = cls(classes, buckets, repetitions)
+        classes, buckets, repetitions, width = (
+            int(header[name]) for name in ("num_classes", "num_buckets", "num_repetitions", "width")
+        )
+        if min(classes, buckets, repetitions) < 1 or classes > _MOST_CLASSES:
+            raise ValueError("a size is out of range")
+        if not _is_width(width, buckets):
+            raise ValueError("the width is no power of two of at most B")
+        shape = repetitions, _padded(-(-classes // width))
+        dtype = _dtype(buckets)
+        position += -position % _ALIGNMENT
+        end = position + shape[0] * shape[1] * dtype.itemsize
+        if end > size:
+            raise BundleError(f"{path} is cut short: {size} bytes, at least {end} expected")
         mapped = mmap.mmap(handle, 0, access=mmap.ACCESS_READ)
-        arrays: list[NDArray[Any]] = []
-        shapes: list[tuple[tuple[int, int], Any]] = [
-            ((classes, repetitions), table.dtype),
-            ((repetitions, buckets + 1), np.dtype(np.int64)),
-            ((repetitions, classes), np.dtype(np.uint32)),
-        ]
-        for shape, dtype in shapes:
-            position += -position % _ALIGNMENT
-            end = position + shape[0] * shape[1] * dtype.itemsize
-            if end > size:
-                raise BundleError(f"{path} is cut short: {size} bytes, at least {end} expected")
-            arrays.append(np.ndarray(shape, dtype, mapped, position))
-            position = end
-        table.assignment, table.starts, table.members = arrays
-        return table
+        starts: NDArray[Any] = np.ndarray(shape, dtype, mapped, position)
+        if int(starts.max()) >= buckets:  # compiled code reads what it says
+            raise BundleError(f"{path} is damaged: a bucket is not from 0 to {buckets - 1}")
+        return cls(classes, buckets, width, starts)
 
 
-class _StoredHash:
-    """An affine hash read back from a table's header."""
+def _is_width(width: int, buckets: int) -> bool:
+    return 1 <= width <= buckets and not width & (width - 1)
 
-    def __init__(self, num_buckets: int, entry: dict[str, Any]) -> None:
-        self.num_buckets = num_buckets
-        self.prime = int(entry["prime"])
-        multipliers = [int(a) for a in entry["multipliers"]]
-        offsets = [int(b) for b in entry["offsets"]]
-        if any(math.gcd(a, self.prime) != 1 or not 0 < a < self.prime for a in multipliers):
-            raise ValueError("a multiplier has no inverse below the prime")
-        if not all(0 <= b < self.prime for b in offsets):
-            raise ValueError("an offset is not below the prime")
-        self.multipliers = np.array(multipliers, np.uint64)
-        self.offsets = np.array(offsets, np.uint64)
+
+def _dtype(buckets: int) -> np.dtype[Any]:
+    return np.dtype(np.uint16 if buckets <= 65_536 else np.uint32)
+
+
+def _padded(blocks: int) -> int:
+    return -(-blocks // 4) * 4
+
+
+def _empty(repetitions: int, blocks: int, buckets: int) -> NDArray[Any]:
+    return np.zeros((repetitions, _padded(blocks)), _dtype(buckets))

@@ -15,6 +15,7 @@ rows at a time, so that float32 probabilities never fill n × B.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -62,12 +63,11 @@ class GroupStepper:
         self._embedding_rate = embedding_rate
         self._elements = piece_elements
         self._generator = torch.Generator(model.device)
-        chosen = list(repetitions)
-        self._multipliers, self._offsets = (
-            torch.tensor([int(part[r]) for r in chosen], device=model.device)[:, None]
-            for part in (hash.multipliers, hash.offsets)
-        )
-        self._prime, self._num_buckets = hash.prime, hash.num_buckets
+        blocks = np.arange(hash.num_blocks)
+        self._starts = torch.from_numpy(
+            np.stack([hash.starts(repetition, blocks) for repetition in repetitions])
+        ).to(model.device)
+        self._width, self._num_buckets = hash.width, hash.num_buckets
 
     def seed(self, value: int) -> None:
         """Seed dropout, whose mask all members share: which unit is which means nothing."""
@@ -75,8 +75,8 @@ class GroupStepper:
 
     def buckets(self, classes: Tensor) -> Tensor:
         """Buckets of ``classes`` (int64, shape (m,)) in each repetition, int64, shape (G, m)."""
-        mixed = (classes * self._multipliers + self._offsets) % self._prime  # below 2**63
-        return mixed % self._num_buckets
+        starts = self._starts[:, classes // self._width]
+        return (starts + classes % self._width) % self._num_buckets
 
     def wanted(self, batch: GroupBatch, buckets: Tensor) -> Tensor:
         """How wanted each entry of ``buckets`` (G, m) is, float32, the same shape.

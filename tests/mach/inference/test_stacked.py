@@ -2,7 +2,6 @@
 
 import ctypes
 import threading
-from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime as ort
@@ -164,8 +163,7 @@ def test_an_embedding_that_no_gpu_can_index():
 
 def test_programs_are_deterministic():
     weights = random_weights(30, 8, 10, 0)
-    bundle_hash = SimpleNamespace(num_classes=9, prime=11, multipliers=[1], offsets=[0])
-    model = build_model(weights, bundle_hash, 0, "int8").SerializeToString()
+    model = build_model(weights, UniversalHash.draw(9, 10, 1, 0), 0, "int8").SerializeToString()
     inputs = stack([read_weights(model)], "fp16")
     assert inputs["output"].dtype == np.float16
     assert inputs["embedding"].dtype == np.int8
@@ -213,8 +211,7 @@ def test_repetitions_of_two_losses_are_no_stack(tmp_path):
 )
 def test_what_is_unknown_is_refused(quantization, loss, message):
     weights = random_weights(30, 8, 10, 0)
-    bundle_hash = SimpleNamespace(num_classes=9, prime=11, multipliers=[1], offsets=[0])
-    model = build_model(weights, bundle_hash, 0, "int8")
+    model = build_model(weights, UniversalHash.draw(9, 10, 1, 0), 0, "int8")
     for entry in model.metadata_props:
         entry.value = {"mach.quantization": quantization, "mach.loss": loss}.get(
             entry.key, entry.value
