@@ -23,9 +23,9 @@ def _score(scan: Scan, found: NDArray[np.int64], count: Int, size: Int) -> Int:
     """Score products exactly, as the float64 sum in order of repetition; the heap's new size."""
     totals = np.zeros(found.shape[0], np.float64)
     buckets = np.uint64(scan.scores.shape[1])
-    shift, lanes = np.uint64(scan.shift), np.uint64((1 << scan.shift) - 1)
+    shift, lanes = np.uint64(scan.searched.shift), np.uint64((1 << scan.searched.shift) - 1)
     for q in range(scan.scores.shape[0]):  # many reads of a repetition are under way at a time
-        row, starts = scan.scores[q], scan.starts[scan.repetitions[q]]
+        row, starts = scan.scores[q], scan.searched.starts[scan.searched.repetitions[q]]
         for i in range(np.uint64(count)):
             label = np.uint64(found[i])
             bucket = np.uint64(starts[label >> shift]) + (label & lanes)
@@ -47,7 +47,11 @@ def _first_most(scan: Scan, sums: NDArray[np.uint16], first: Int, length: Int, w
     largest = min(255 * scan.codes.shape[0], NO_SUM - 1)
     counts = np.zeros(largest + 1, np.int32)
     groups = _GROUPS * wanted
-    if scan.bitmap.shape[0] == 0 and scan.blocked.shape[0] == 0 and length >= 2 * groups:
+    if (
+        scan.allowed.bitmap.shape[0] == 0
+        and scan.allowed.blocked.shape[0] == 0
+        and length >= 2 * groups
+    ):
         least = sums[:groups].copy()
         for group in range(groups, length - groups + 1, groups):
             for f in range(np.uint64(groups)):

@@ -10,7 +10,24 @@ from numpy.typing import NDArray
 
 from mach.merge._types import Bool, Int
 
-__all__ = ["Scan", "class_at", "is_allowed"]
+__all__ = ["Allowed", "Index", "Scan", "class_at", "is_allowed"]
+
+
+class Index(NamedTuple):
+    """What is searched: see :class:`mach.merge.BucketTable`."""
+
+    starts: NDArray[Any]  # (R, blocks)
+    repetitions: NDArray[np.int64]  # (n,): which rows of ``starts``
+    num_classes: int
+    shift: int  # width = 1 << shift
+
+
+class Allowed(NamedTuple):
+    """Which products may be returned: all of a list, or all but some."""
+
+    listed: NDArray[np.uint32]  # the only ones, rising; or empty
+    bitmap: NDArray[np.uint8]  # one bit each; or empty
+    blocked: NDArray[np.uint32]  # not these, rising
 
 
 class Scan(NamedTuple):
@@ -21,14 +38,9 @@ class Scan(NamedTuple):
 
     scores: NDArray[np.float32]  # (n, B)
     codes: NDArray[np.uint8]  # (n, B + width - 1): see `_codes`
-    starts: NDArray[Any]  # (R, blocks): see `mach.merge.BucketTable`
-    repetitions: NDArray[np.int64]  # (n,): which rows of ``starts``
-    num_classes: int
-    shift: int  # width = 1 << shift
+    searched: Index
+    allowed: Allowed
     order: NDArray[np.int64]  # blocks; or empty
-    listed: NDArray[np.uint32]  # products; or empty
-    bitmap: NDArray[np.uint8]  # products allowed, one bit each; or empty
-    blocked: NDArray[np.uint32]  # products not allowed, rising
     heap_scores: NDArray[np.float64]  # (k,)
     heap_classes: NDArray[np.int64]  # (k,)
     step: float  # what a code of one stands for
@@ -39,26 +51,27 @@ class Scan(NamedTuple):
 @njit(nogil=True, cache=True)
 def class_at(scan: Scan, place: Int) -> Int:
     """The product at a place, which past the end of the last block is none."""
-    if scan.listed.shape[0] > 0:
-        return np.int64(scan.listed[place])
+    if scan.allowed.listed.shape[0] > 0:
+        return np.int64(scan.allowed.listed[place])
     if scan.order.shape[0] > 0:
-        lane = place & ((1 << scan.shift) - 1)
-        return (scan.order[place >> scan.shift] << scan.shift) + lane
+        lane = place & ((1 << scan.searched.shift) - 1)
+        return (scan.order[place >> scan.searched.shift] << scan.searched.shift) + lane
     return np.int64(place)
 
 
 @njit(nogil=True, cache=True)
 def is_allowed(scan: Scan, label: Int) -> Bool:
     """Whether there is such a product, and it may be returned."""
-    if label >= scan.num_classes:
+    if label >= scan.searched.num_classes:
         return False
-    if scan.bitmap.shape[0] > 0 and not (scan.bitmap[label >> 3] >> (label & 7)) & 1:
+    bitmap, blocked = scan.allowed.bitmap, scan.allowed.blocked
+    if bitmap.shape[0] > 0 and not (bitmap[label >> 3] >> (label & 7)) & 1:
         return False
-    low, high = 0, scan.blocked.shape[0]
+    low, high = 0, blocked.shape[0]
     while low < high:
         middle = (low + high) >> 1
-        if np.int64(scan.blocked[middle]) < label:
+        if np.int64(blocked[middle]) < label:
             low = middle + 1
         else:
             high = middle
-    return low == scan.blocked.shape[0] or np.int64(scan.blocked[low]) != label
+    return low == blocked.shape[0] or np.int64(blocked[low]) != label

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -10,38 +10,37 @@ from numpy.typing import NDArray
 
 from mach.merge._codes import encode, survey
 from mach.merge._offer import offer
-from mach.merge._scan import Scan
+from mach.merge._scan import Allowed, Index, Scan
 from mach.merge._select import heap_sort
 from mach.merge._sums import add_up
 from mach.merge._types import Int
 
-__all__ = ["CHUNK", "Workspace", "scan_places", "search_all"]
+__all__ = ["CHUNK", "Workspace", "make_workspace", "scan_places", "search_all"]
 
 CHUNK = 32_768  # products whose codes are added up before they are offered; whole blocks
 
 
-class Workspace:
-    """Arrays a search over n repetitions works in, one search at a time.
+class Workspace(NamedTuple):
+    """Arrays that one search at a time works in; their size does not grow with K."""
 
-    Grows with n * B, never with the number of products.
-    """
+    tops: NDArray[np.float32]  # (n,): each row's best score
+    codes: NDArray[np.uint8]  # (n, B + width - 1)
+    blocks: NDArray[np.int64]  # (CHUNK / width,)
+    sums: NDArray[np.uint16]  # (CHUNK,)
 
-    def __init__(self, rows: int, buckets: int, width: int) -> None:
-        self.tops = np.empty(rows, np.float32)
-        self.codes = np.empty((rows, buckets + width - 1), np.uint8)
-        self.blocks = np.empty(CHUNK // width, np.int64)
-        self.sums = np.empty(CHUNK, np.uint16)
+
+def make_workspace(rows: int, buckets: int, width: int) -> Workspace:
+    """Room for searches over n repetitions."""
+    return Workspace(
+        tops=np.empty(rows, np.float32),
+        codes=np.empty((rows, buckets + width - 1), np.uint8),
+        blocks=np.empty(CHUNK // width, np.int64),
+        sums=np.empty(CHUNK, np.uint16),
+    )
 
 
 @njit(nogil=True, cache=True)
-def scan_places(
-    scan: Scan,
-    start: Int,
-    end: Int,
-    size: Int,
-    blocks: NDArray[np.int64],
-    sums: NDArray[np.uint16],
-) -> Int:
+def scan_places(scan: Scan, workspace: Workspace, start: Int, end: Int, size: Int) -> Int:
     """Offer the products at places ``start`` to ``end`` to a heap of ``size``; its new size.
 
     ``start`` begins a block.
@@ -52,25 +51,17 @@ def scan_places(
         if scan.order.shape[0] == 0 and size == room and scan.heap_scores[0] >= scan.top_sum:
             break
         length = min(CHUNK, end - first)
-        add_up(scan, first, length, blocks, sums)
-        size = offer(scan, sums, first, length, size)
+        add_up(scan, first, length, workspace.blocks, workspace.sums)
+        size = offer(scan, workspace.sums, first, length, size)
     return size
 
 
 @njit(nogil=True, cache=True)
 def search_all(
     scores: NDArray[np.float32],
-    starts: NDArray[Any],
-    repetitions: NDArray[np.int64],
-    num_classes: Int,
-    shift: Int,
-    listed: NDArray[np.uint32],
-    bitmap: NDArray[np.uint8],
-    blocked: NDArray[np.uint32],
-    tops: NDArray[np.float32],
-    codes: NDArray[np.uint8],
-    blocks: NDArray[np.int64],
-    sums: NDArray[np.uint16],
+    index: Index,
+    allowed: Allowed,
+    workspace: Workspace,
     best_scores: NDArray[np.float64],
     best_classes: NDArray[np.int64],
 ) -> Int:
@@ -78,47 +69,36 @@ def search_all(
 
     Args:
         scores: shape (m, n, B).
-        starts: as :class:`Scan` has them, and so on to ``blocked``.
-        repetitions: see there.
-        num_classes: see there.
-        shift: see there.
-        listed: see there.
-        bitmap: see there.
-        blocked: see there.
-        tops: of a workspace, and so on to ``sums``.
-        codes: see there.
-        blocks: see there.
-        sums: see there.
-        best_scores: filled, best first, shape (m, k); there are at least k products.
+        index: what is searched.
+        allowed: what may be returned, at least k products.
+        workspace: for n rows.
+        best_scores: filled, best first, shape (m, k).
         best_classes: filled with them.
     """
-    places = listed.shape[0] if listed.shape[0] > 0 else num_classes
+    tops = workspace.tops
+    places = index.num_classes
+    if allowed.listed.shape[0] > 0:
+        places = allowed.listed.shape[0]
     for i in range(scores.shape[0]):
         if not survey(scores[i], tops):
             return i
-        step = encode(scores[i], tops, codes)
-        top_sum = 0.0
-        top_magnitude = 0.0
+        step = encode(scores[i], tops, workspace.codes)
+        top_sum, top_magnitude = 0.0, 0.0
         for q in range(tops.shape[0]):
             top_sum += np.float64(tops[q])
             top_magnitude += abs(np.float64(tops[q]))
         scan = Scan(
             scores[i],
-            codes,
-            starts,
-            repetitions,
-            num_classes,
-            shift,
+            workspace.codes,
+            index,
+            allowed,
             np.empty(0, np.int64),
-            listed,
-            bitmap,
-            blocked,
             best_scores[i],
             best_classes[i],
             step,
             top_sum,
             top_magnitude,
         )
-        size = scan_places(scan, 0, places, 0, blocks, sums)
+        size = scan_places(scan, workspace, 0, places, 0)
         heap_sort(scan.heap_scores, scan.heap_classes, size)
     return scores.shape[0]

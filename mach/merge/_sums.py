@@ -25,8 +25,8 @@ def _add_eight(
     scan: Scan, q: Int, blocks: NDArray[np.int64], count: Int, sums: NDArray[np.uint16]
 ) -> None:
     """Add rows ``q`` to ``q + 7`` of some blocks' codes."""
-    width = 1 << scan.shift
-    starts, rows, codes = scan.starts, scan.repetitions, scan.codes
+    width = 1 << scan.searched.shift
+    starts, rows, codes = scan.searched.starts, scan.searched.repetitions, scan.codes
     s0, s1, s2, s3 = starts[rows[q]], starts[rows[q + 1]], starts[rows[q + 2]], starts[rows[q + 3]]
     s4, s5, s6, s7 = (
         starts[rows[q + 4]],
@@ -62,8 +62,8 @@ def _add_eight(
 def _add_one(
     scan: Scan, q: Int, blocks: NDArray[np.int64], count: Int, sums: NDArray[np.uint16]
 ) -> None:
-    width = 1 << scan.shift
-    starts = scan.starts[scan.repetitions[q]]
+    width = 1 << scan.searched.shift
+    starts = scan.searched.starts[scan.searched.repetitions[q]]
     for b in range(count):
         start = starts[blocks[b]]
         into, codes = sums[b * width : b * width + width], scan.codes[q, start : start + width]
@@ -76,7 +76,10 @@ def _add_blocks(
     scan: Scan, first: Int, length: Int, blocks: NDArray[np.int64], sums: NDArray[np.uint16]
 ) -> None:
     count = np.int64(0)
-    for b in range(first >> scan.shift, (first + length + (1 << scan.shift) - 1) >> scan.shift):
+    for b in range(
+        first >> scan.searched.shift,
+        (first + length + (1 << scan.searched.shift) - 1) >> scan.searched.shift,
+    ):
         blocks[count] = scan.order[b] if scan.order.shape[0] > 0 else b
         count += 1
     n = scan.codes.shape[0]
@@ -86,10 +89,12 @@ def _add_blocks(
     for q in range(whole, n):
         _add_one(scan, q, blocks, count, sums)
     # Of the last block, some products may not be.
-    missing = (((scan.num_classes - 1) >> scan.shift) + 1 << scan.shift) - scan.num_classes
+    missing = (
+        ((scan.searched.num_classes - 1) >> scan.searched.shift) + 1 << scan.searched.shift
+    ) - scan.searched.num_classes
     for b in range(count):
-        if missing > 0 and blocks[b] == scan.num_classes >> scan.shift:
-            past = (b + 1) << scan.shift
+        if missing > 0 and blocks[b] == scan.searched.num_classes >> scan.searched.shift:
+            past = (b + 1) << scan.searched.shift
             sums[past - missing : past] = NO_SUM
 
 
@@ -117,12 +122,12 @@ def _add_each(scan: Scan, first: Int, length: Int, sums: NDArray[np.uint16]) -> 
     """Add the codes of consecutive products, each of which is a block."""
     n = scan.codes.shape[0]
     begin = np.int64(0)  # what is not read in words
-    if scan.starts.itemsize == 2 and first % 4 == 0:
+    if scan.searched.starts.itemsize == 2 and first % 4 == 0:
         begin = length - length % 4
         summed = sums[:begin].view(np.uint64)
         for q in range(0, n - 1, 2):
-            row0 = scan.starts[scan.repetitions[q], first : first + begin]
-            row1 = scan.starts[scan.repetitions[q + 1], first : first + begin]
+            row0 = scan.searched.starts[scan.searched.repetitions[q], first : first + begin]
+            row1 = scan.searched.starts[scan.searched.repetitions[q + 1], first : first + begin]
             _add_words(
                 scan.codes[q],
                 scan.codes[q + 1],
@@ -133,17 +138,17 @@ def _add_each(scan: Scan, first: Int, length: Int, sums: NDArray[np.uint16]) -> 
     for q in range(n):
         at = begin if q + 1 < n or n % 2 == 0 else np.int64(0)
         row = scan.codes[q]
-        column = scan.starts[scan.repetitions[q], first : first + length]
+        column = scan.searched.starts[scan.searched.repetitions[q], first : first + length]
         for f in range(np.uint64(at), np.uint64(length)):
             sums[f] += np.uint16(row[np.uint64(column[f])])
 
 
 @njit(nogil=True, cache=True)
 def _add_listed(scan: Scan, first: Int, length: Int, sums: NDArray[np.uint16]) -> None:
-    listed = scan.listed[first : first + length]
-    shift, lanes = np.uint64(scan.shift), np.uint64((1 << scan.shift) - 1)
+    listed = scan.allowed.listed[first : first + length]
+    shift, lanes = np.uint64(scan.searched.shift), np.uint64((1 << scan.searched.shift) - 1)
     for q in range(scan.codes.shape[0]):
-        row, starts = scan.codes[q], scan.starts[scan.repetitions[q]]
+        row, starts = scan.codes[q], scan.searched.starts[scan.searched.repetitions[q]]
         for f in range(np.uint64(length)):
             label = np.uint64(listed[f])
             sums[f] += np.uint16(row[np.uint64(starts[label >> shift]) + (label & lanes)])
@@ -158,9 +163,9 @@ def add_up(
     ``first`` begins a block; ``sums`` has room for whole ones, ``blocks`` for as many.
     """
     sums[:] = 0
-    if scan.listed.shape[0] > 0:
+    if scan.allowed.listed.shape[0] > 0:
         _add_listed(scan, first, length, sums)
-    elif scan.shift == 0 and scan.order.shape[0] == 0:
+    elif scan.searched.shift == 0 and scan.order.shape[0] == 0:
         _add_each(scan, first, length, sums)
     else:
         _add_blocks(scan, first, length, blocks, sums)

@@ -51,14 +51,32 @@ class VotedTopK:
         self._table = table
         self._depth = min(depth, table.num_buckets)
         self._votes = votes
-        self.index_bytes = table.nbytes
+        starts = table.starts[:, : table.num_blocks]
+        self._blocks = np.argsort(starts, axis=1, kind="stable").astype(np.uint32)
+        self._starts = np.take_along_axis(starts, self._blocks.astype(np.int64), axis=1)
+        self.index_bytes = table.nbytes + self._blocks.nbytes + self._starts.nbytes
+
+    def members_of(self, repetition: int, buckets: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        """Products of some buckets of one repetition, int64, in no order."""
+        table, starts = self._table, self._starts[repetition]
+        # A bucket has one product of each block that starts within a width before it; buckets
+        # near 0 also have some of those that start near B.
+        wanted = np.asarray(buckets, np.int64)
+        wanted = np.concatenate([wanted, wanted[wanted < table.width - 1] + table.num_buckets])
+        first = np.searchsorted(starts, np.maximum(0, wanted - table.width + 1), "left")
+        past = np.searchsorted(starts, wanted, "right")
+        counts = np.maximum(0, past - first)
+        places = np.arange(counts.sum()) + np.repeat(first - np.cumsum(counts) + counts, counts)
+        lanes = np.repeat(wanted, counts) - starts[places]
+        classes: NDArray[np.int64] = (
+            self._blocks[repetition, places].astype(np.int64) * table.width + lanes
+        )
+        return classes[classes < table.num_classes]
 
     def search(self, scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
         """The best classes found, at most k, best first; ``scores`` has shape (R, B)."""
         members = [
-            self._table.members_of(
-                repetition, np.argpartition(-row, self._depth - 1)[: self._depth]
-            )
+            self.members_of(repetition, np.argpartition(-row, self._depth - 1)[: self._depth])
             for repetition, row in enumerate(scores)
         ]
         named = np.sort(np.concatenate(members))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.errors import InvalidInput
-from mach.merge._codes import encode, survey
-from mach.merge._scan import Scan
-from mach.merge._search import CHUNK, Workspace, scan_places, search_all
-from mach.merge._select import heap_sort
+from mach.merge._budget import search_within
+from mach.merge._scan import Allowed, Index
+from mach.merge._search import Workspace, make_workspace, search_all
 from mach.merge.products import ProductSet
 from mach.merge.result import TopKResult, WorkBudget
 from mach.merge.table import BucketTable
@@ -95,132 +93,40 @@ class TopK:
         if allowed is not None and allowed.size == self.table.num_classes:
             allowed = None  # to test every product found would be in vain
         k = min(k, self.table.num_classes if allowed is None else allowed.size)
-        listed, bitmap, blocked = self._allowed(allowed)
+        among = self._allowed(allowed)
+        index = Index(self.table.starts, rows, self.table.num_classes, self._shift)
+        best_scores = np.empty((len(scores), k), np.float64)
+        best_classes = np.empty((len(scores), k), np.int64)
         with self._workspace(len(rows)) as workspace:
             if budget is not None:
-                return [
-                    self._within(budget, one, k, rows, listed, bitmap, blocked, workspace)
-                    for one in scores
+                found = [search_within(budget, one, k, index, among, workspace) for one in scores]
+                results = [result for result in found if result is not None]
+            else:
+                done = search_all(scores, index, among, workspace, best_scores, best_classes)
+                looked_at = (len(among.listed) or index.num_classes) if k else 0
+                results = [
+                    TopKResult(best_classes[i], best_scores[i], True, -np.inf, looked_at)
+                    for i in range(done)
                 ]
-            best_scores = np.empty((len(scores), k), np.float64)
-            best_classes = np.empty((len(scores), k), np.int64)
-            done = search_all(
-                scores,
-                self.table.starts,
-                rows,
-                self.table.num_classes,
-                self._shift,
-                listed,
-                bitmap,
-                blocked,
-                workspace.tops,
-                workspace.codes,
-                workspace.blocks,
-                workspace.sums,
-                best_scores,
-                best_classes,
-            )
-        if done < len(scores):
+        if len(results) < len(scores):
             raise InvalidInput("scores", "a score is NaN or +inf")
-        looked_at = (len(listed) or self.table.num_classes) if k else 0
-        return [
-            TopKResult(classes, sums, True, -np.inf, looked_at)
-            for classes, sums in zip(best_classes, best_scores, strict=True)
-        ]
+        return results
 
-    def _allowed(
-        self, allowed: ProductSet | None
-    ) -> tuple[NDArray[np.uint32], NDArray[np.uint8], NDArray[np.uint32]]:
-        """The products to look at, if few; which are allowed; which are not."""
+    def _allowed(self, allowed: ProductSet | None) -> Allowed:
         if allowed is None:
-            return _NO_LIST, _NO_BITMAP, _NO_LIST
-        listed = allowed.listed
-        if listed is not None and (
-            self._shift == 0 or len(listed) <= _LISTED_SHARE * self.table.num_classes
-        ):
-            return listed, _NO_BITMAP, _NO_LIST
-        bitmap = allowed.bitmap if listed is None else allowed.as_bitmap()
-        return _NO_LIST, _NO_BITMAP if bitmap is None else bitmap, allowed.blocked
-
-    def _within(
-        self,
-        budget: WorkBudget,
-        scores: NDArray[np.float32],
-        k: int,
-        rows: NDArray[np.int64],
-        listed: NDArray[np.uint32],
-        bitmap: NDArray[np.uint8],
-        blocked: NDArray[np.uint32],
-        workspace: Workspace,
-    ) -> TopKResult:
-        """One query within a budget: the blocks that may have the best products come first."""
-        deadline = np.inf if budget.seconds is None else time.perf_counter() + budget.seconds
-        if not survey(scores, workspace.tops):
-            raise InvalidInput("scores", "a score is NaN or +inf")
-        tops = workspace.tops.tolist()
-        order = np.empty(0, np.int64)
-        places = len(listed) or self.table.num_classes
-        bounds = np.array([sum(tops), -np.inf])  # of what is left, by block; then of nothing
-        if self._shift and not len(listed):
-            bounds = self._block_bounds(scores, rows)
-            order = np.argsort(-bounds, kind="stable")
-            places = len(order) << self._shift
-            bounds = np.append(bounds[order], -np.inf)
-        scan = Scan(
-            scores=scores,
-            codes=workspace.codes,
-            starts=self.table.starts,
-            repetitions=rows,
-            num_classes=self.table.num_classes,
-            shift=self._shift,
-            order=order,
-            listed=listed,
-            bitmap=bitmap,
-            blocked=blocked,
-            heap_scores=np.empty(k, np.float64),
-            heap_classes=np.empty(k, np.int64),
-            step=encode(scores, workspace.tops, workspace.codes),
-            top_sum=sum(tops),
-            top_magnitude=sum(map(abs, tops)),
-        )
-        most = min(places, budget.max_candidates or places) if k else 0
-        size, place, proven = 0, 0, k == 0
-        while place < most and not proven:
-            stop = min(most, place + CHUNK)
-            size = scan_places(scan, place, stop, size, workspace.blocks, workspace.sums)
-            place = stop
-            bound = float(bounds[place >> self._shift] if len(order) else bounds[place == places])
-            proven = place == places or (size == k and scan.heap_scores[0] > bound)
-            if time.perf_counter() >= deadline:
-                break
-        heap_sort(scan.heap_scores, scan.heap_classes, size)
-        looked_at = min(place, self.table.num_classes)
-        return TopKResult(
-            scan.heap_classes[:size], scan.heap_scores[:size], proven, bound, looked_at
-        )
-
-    def _block_bounds(
-        self, scores: NDArray[np.float32], rows: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
-        """What no product of a block scores more than, float64, shape (blocks,).
-
-        Sums of each row's best score in the block's buckets, in the order of the products' sums,
-        so that rounding keeps them above.
-        """
-        tops = np.concatenate([scores, scores[:, : self.table.width - 1]], axis=1)
-        for exponent in range(self._shift):  # windows of twice as many buckets
-            step = 1 << exponent
-            tops = np.maximum(tops[:, :-step], tops[:, step:])
-        bounds = np.zeros(self.table.num_blocks, np.float64)
-        for row, repetition in zip(tops, rows.tolist(), strict=True):
-            bounds += row[self.table.starts[repetition, : len(bounds)]]
-        return bounds
+            return Allowed(_NO_LIST, _NO_BITMAP, _NO_LIST)
+        listed, bitmap = allowed.listed, allowed.bitmap
+        if listed is not None:
+            if self._shift == 0 or len(listed) <= _LISTED_SHARE * self.table.num_classes:
+                return Allowed(listed, _NO_BITMAP, _NO_LIST)
+            bitmap = allowed.as_bitmap()
+        return Allowed(_NO_LIST, _NO_BITMAP if bitmap is None else bitmap, allowed.blocked)
 
     @contextmanager
     def _workspace(self, rows: int) -> Iterator[Workspace]:
         workspace = self._workspaces.pop() if self._workspaces else None
         if workspace is None or len(workspace.tops) != rows:
-            workspace = Workspace(rows, self.table.num_buckets, self.table.width)
+            workspace = make_workspace(rows, self.table.num_buckets, self.table.width)
         try:
             yield workspace
         finally:

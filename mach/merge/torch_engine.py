@@ -5,8 +5,9 @@ that a product's sum of codes bounds its score; every product's buckets are read
 ``group`` queries, 2 bytes a product and repetition, 3.2 GB for 50 million products and R = 32;
 and what a threshold cannot rule out, some thousands of products a query, is summed exactly. The
 threshold is the exact score of the k-th best product of a sample, every 32nd: it is a bound
-whatever the sample, and the better the sample the fewer are left. Buckets are read and not
-computed: on a GPU, hashing by arithmetic takes longer than reading 2 bytes (``docs/gpu.md``).
+whatever the sample, and the better the sample the fewer are left. Every product's buckets are
+written out once, whatever the table's blocks: to read 2 bytes takes bandwidth that a pass leaves
+idle, to compute them integer units that are busy adding codes (``docs/gpu.md``).
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class TorchTopK:
     :class:`mach.merge.TopK`. There is no budget: every search scores everything.
 
     Args:
-        table: the products. Their buckets are copied to the device: 2 bytes a product and
+        table: the products. The device holds every one's buckets: 2 bytes a product and
             repetition while B ≤ 65,536, else 4.
         device: such as ``cuda`` or ``cpu``.
         chunk: products scored at a time where a query is searched alone; 12 bytes each of
@@ -97,21 +98,15 @@ class TorchTopK:
             dtype=torch.int16 if narrow else torch.int32,
             device=self.device,
         )
-        for start in range(0, table.num_classes, self.chunk):
-            end = min(table.num_classes, start + self.chunk)
-            if table.hash is None:
-                assert table.assignment is not None
-                part = np.ascontiguousarray(table.assignment[start:end].T)
-                signed = part.view(np.int16 if narrow else np.int32)
-                # A copy: torch refuses to share memory that is mapped read-only.
-                columns[:, start:end] = torch.from_numpy(signed.copy()).to(self.device)
-                continue
-            classes = torch.arange(start, end, device=self.device)
-            for repetition in range(table.num_repetitions):
-                # Below 2**62: both factors are below p, which is below 2**31.
-                mixed = classes * int(table.hash.multipliers[repetition])
-                mixed = (mixed + int(table.hash.offsets[repetition])) % int(table.hash.prime)
-                columns[repetition, start:end] = mixed % table.num_buckets
+        for repetition in range(table.num_repetitions):
+            # Widened, since a start and a lane may add up to more than 16 bits hold; and so a copy,
+            # as torch cannot share memory that is mapped read-only.
+            starts = torch.from_numpy(table.starts[repetition].astype(np.int64)).to(self.device)
+            for start in range(0, table.num_classes, self.chunk):
+                end = min(table.num_classes, start + self.chunk)
+                classes = torch.arange(start, end, device=self.device)
+                buckets = starts[classes // table.width] + classes % table.width
+                columns[repetition, start:end] = buckets % table.num_buckets
         return columns
 
     def search(
@@ -281,7 +276,12 @@ def _best(scores: torch.Tensor, classes: torch.Tensor, k: int) -> tuple[torch.Te
 
 
 def _least(num_rows: int, reached: float, tops: NDArray[np.float64]) -> float:
-    """A float32 sum below which no product's exact score is ``reached``; as in ``_scan``."""
+    """A float32 sum below which no product's exact score is ``reached``.
+
+    A product that scores S has sum(M_r - s_r) = sum(M_r) - S over rows with best scores M_r, so
+    its scores' magnitudes sum to at most sum(abs(M_r)) + sum(M_r) - S, and rounding moves its
+    float32 sum by at most n * 2**-24 of that.
+    """
     magnitude, top_sum = float(np.abs(tops).sum()), float(tops.sum())
     error = num_rows * 2.0**-22 * (magnitude + max(0.0, top_sum - reached))
     return reached - error if error < np.inf else -np.inf

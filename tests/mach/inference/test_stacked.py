@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mach.bundle import Bundle
 from mach.errors import BundleError, ConfigError, InvalidInput
 from mach.features import SparseBatch
+from mach.hashing import UniversalHash
 from mach.inference import CudaSettings, LoadedBundle, cuda
 from mach.inference.cuda import StackedRunner
 from mach.inference.libraries import Readback

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from unittest import mock
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,7 +9,7 @@ from hypothesis import strategies as st
 
 from mach.errors import InvalidInput
 from mach.hashing import UniversalHash
-from mach.merge import BucketTable, TopK, WorkBudget, _search
+from mach.merge import BucketTable, ProductSet, TopK, WorkBudget
 from mach.merge.reference import reference_scores, reference_top_k
 from mach.merge.simulate import flat, trained_like
 
@@ -26,36 +24,54 @@ def table():
     return BucketTable.from_hash(hashing, K), hashing.table()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
-    most=st.integers(1, 400_000),
+    most=st.integers(1, 80_000),
     kind=st.sampled_from(["trained-like", "flat"]),
-    walk=st.booleans(),
+    explicit=st.booleans(),
+    selectivity=st.sampled_from([None, 0.5, 0.01]),
     seed=st.integers(0, 1000),
 )
-def test_the_bound_holds(table, most, kind, walk, seed):
+def test_the_bound_holds(table, most, kind, explicit, selectivity, seed):
     table, full = table
     rng = np.random.default_rng(seed)
     draw = flat if kind == "flat" else trained_like
     scores = draw(table, 1, rng)[0]
-    with mock.patch.multiple(
-        _search, _WALK_FIXED=-1.0 if walk else 1e18, _WALK_BUCKET=0.0, _WALK_SHARE=1e18
-    ):
-        result = TopK(table, warm=False).search(scores, 20, budget=WorkBudget(max_candidates=most))
+    mask, allowed = np.ones(K, bool), None
+    if selectivity is not None:
+        mask = rng.random(K) < selectivity
+        allowed = ProductSet.from_mask(mask)
+    if explicit:
+        table = BucketTable.from_assignment(full, B)
+    budget = WorkBudget(max_candidates=most)
+    result = TopK(table, warm=False).search(scores, 20, budget=budget, allowed=allowed)
     sums = reference_scores(scores, full)
     np.testing.assert_array_equal(result.scores, sums[result.classes])
+    assert mask[result.classes].all()
     assert len(np.unique(result.classes)) == len(result.classes)
     order = np.lexsort((result.classes, -result.scores))
     np.testing.assert_array_equal(order, np.arange(len(order)))
-    best, best_sums = reference_top_k(scores, full, 20)
+    best, best_sums = reference_top_k(scores, full, 20, allowed=mask)
     if result.proven:
         np.testing.assert_array_equal(result.classes, best)
     else:
         # Whatever belongs among the best and is missing does not exceed the bound.
         missing = ~np.isin(best, result.classes)
         assert not missing.any() or best_sums[missing].max() <= result.bound
-    # Steps are walked to their end: the budget is exceeded by at most one.
-    assert result.candidates <= max(2 * most, most + K)
+    assert result.candidates <= most
+
+
+def test_what_may_be_best_is_looked_at_first(table):
+    table, full = table
+    rng = np.random.default_rng(4)
+    scores = flat(table, 1, rng)[0]
+    wanted = 31_234
+    for repetition in range(R):
+        scores[repetition, full[repetition, wanted]] += 5
+    result = TopK(table).search(scores, 1, budget=WorkBudget(max_candidates=table.width))
+    assert result.classes.tolist() == [wanted]
+    assert result.proven
+    assert result.candidates == table.width
 
 
 def test_a_budget_that_suffices_changes_nothing(table):
@@ -69,8 +85,7 @@ def test_a_budget_that_suffices_changes_nothing(table):
 def test_no_time_left_returns_at_once_with_what_there_is(table):
     table, full = table
     scores = flat(table, 1, np.random.default_rng(0))[0]
-    with mock.patch.object(_search, "SCAN_SLICE", 4096):
-        result = TopK(table).search(scores, 20, budget=WorkBudget(seconds=1e-9))
+    result = TopK(table).search(scores, 20, budget=WorkBudget(seconds=1e-9))
     assert not result.proven
     assert result.candidates < K
     assert reference_top_k(scores, full, 1)[1][0] <= result.bound

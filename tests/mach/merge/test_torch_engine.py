@@ -35,7 +35,7 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     steps=st.sampled_from([None, 2, 20]),
     chunk=st.sampled_from([1, 64, 5000]),
     classes=st.integers(1, 400),
-    buckets=st.sampled_from([1, 7, 300, 70_000]),
+    buckets=st.sampled_from([1, 7, 300, 50_000, 70_000]),
     repetitions=st.integers(1, 5),
     k=st.integers(1, 60),
     selectivity=st.sampled_from([None, 0.0, 0.1, 0.9]),
@@ -70,6 +70,20 @@ def test_agrees_with_the_reference(
     assert result.proven
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("hashed", [True, False])
+@pytest.mark.parametrize("chunk", [100, 3000])  # less than a wide block, and more than any
+@pytest.mark.parametrize("buckets", [1, 7, 300, 2000, 65_536, 70_000])
+def test_buckets_on_the_device_are_the_tables(device, hashed, chunk, buckets):
+    hashing = UniversalHash.draw(5000, buckets, 3, 0)
+    full = hashing.table()
+    table = BucketTable.from_hash(hashing, 5000)
+    if not hashed:
+        table = BucketTable.from_assignment(full, buckets)
+    columns = TorchTopK(table, device, chunk=chunk)._columns
+    np.testing.assert_array_equal(columns.cpu().numpy().view(table.dtype), full)
+
+
 def peaked(rng, shape, steps):
     """Scores with few high buckets, as classifiers give; ``steps`` makes exact ties."""
     scores = -8 + rng.normal(scale=0.5, size=shape)
@@ -85,7 +99,7 @@ def peaked(rng, shape, steps):
     group=st.sampled_from([1, 3, 32]),
     queries=st.integers(0, 9),
     classes=st.integers(1, 700),
-    buckets=st.sampled_from([1, 7, 300, 70_000]),
+    buckets=st.sampled_from([1, 7, 300, 50_000, 70_000]),
     repetitions=st.integers(1, 6),
     k=st.integers(1, 20),
     selectivity=st.sampled_from([None, 0.0, 0.3, 0.9]),
@@ -126,6 +140,7 @@ needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is
     ("classes", "buckets", "rows", "num_words", "stride", "listed"),
     [
         (300, 40, 5, 1, 1, False),
+        (300, 50_000, 4, 2, 1, False),
         (300, 70_000, 4, 2, 1, False),
         (500, 7, 3, 8, 3, False),
         (400, 90, 8, 4, 2, True),

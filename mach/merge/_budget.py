@@ -1,0 +1,88 @@
+"""A search that may end before it has looked at every product, and says what it left out."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mach.merge._codes import encode, survey
+from mach.merge._scan import Allowed, Index, Scan
+from mach.merge._search import CHUNK, Workspace, scan_places
+from mach.merge._select import heap_sort
+from mach.merge.result import TopKResult, WorkBudget
+
+__all__ = ["search_within"]
+
+
+def search_within(
+    budget: WorkBudget,
+    scores: NDArray[np.float32],
+    k: int,
+    index: Index,
+    allowed: Allowed,
+    workspace: Workspace,
+) -> TopKResult | None:
+    """The k best products of one query within a budget; None at a bad score.
+
+    Blocks that may have the best products come first: so what is left out is bounded, and what
+    cannot matter is left out. A list, or an explicit assignment, is taken as it comes.
+    """
+    deadline = np.inf if budget.seconds is None else time.perf_counter() + budget.seconds
+    if not survey(scores, workspace.tops):
+        return None
+    tops = workspace.tops.tolist()
+    top_sum = sum(tops)
+    listed = len(allowed.listed)
+    places, bounds, order = listed or index.num_classes, np.full(1, top_sum), np.empty(0, np.int64)
+    by_block = index.shift > 0 and not listed
+    if by_block:
+        bounds = _block_bounds(scores, index)
+        order = np.argsort(-bounds, kind="stable")
+        places, bounds = len(order) << index.shift, bounds[order]
+    scan = Scan(
+        scores=scores,
+        codes=workspace.codes,
+        searched=index,
+        allowed=allowed,
+        order=order,
+        heap_scores=np.empty(k, np.float64),
+        heap_classes=np.empty(k, np.int64),
+        step=encode(scores, workspace.tops, workspace.codes),
+        top_sum=top_sum,
+        top_magnitude=sum(map(abs, tops)),
+    )
+    most = min(places, budget.max_candidates or places)
+    size, place, bound, proven = 0, 0, -np.inf, k == 0
+    while place < most and not proven:
+        stop = min(most, place + CHUNK)
+        size = scan_places(scan, workspace, place, stop, size)
+        place = stop
+        if place == places:
+            bound, proven = -np.inf, True
+        else:
+            bound = float(bounds[place >> index.shift if by_block else 0])
+            proven = size == k and bool(scan.heap_scores[0] > bound)
+        if time.perf_counter() >= deadline:
+            break
+    heap_sort(scan.heap_scores, scan.heap_classes, size)
+    looked_at = min(place, listed or index.num_classes)
+    return TopKResult(scan.heap_classes[:size], scan.heap_scores[:size], proven, bound, looked_at)
+
+
+def _block_bounds(scores: NDArray[np.float32], index: Index) -> NDArray[np.float64]:
+    """What no product of a block scores more than, float64, shape (blocks,).
+
+    Sums of each row's best score in the block's buckets, in the order of the products' sums, so
+    that rounding keeps them above.
+    """
+    width = 1 << index.shift
+    tops = np.concatenate([scores, scores[:, : width - 1]], axis=1)
+    for exponent in range(index.shift):  # windows of twice as many buckets
+        step = 1 << exponent
+        tops = np.maximum(tops[:, :-step], tops[:, step:])
+    bounds = np.zeros(-(-index.num_classes // width), np.float64)
+    for row, repetition in zip(tops, index.repetitions.tolist(), strict=True):
+        bounds += row[index.starts[repetition, : len(bounds)]]
+    return bounds
