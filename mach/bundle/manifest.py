@@ -31,7 +31,7 @@ __all__ = [
     "repetition_file",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 #: A manifest names at most some thousand files; more than this is not one.
 MAX_MANIFEST_BYTES = 16 << 20
@@ -64,7 +64,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1]
+    format: Literal[2]
     """Version of the bundle format."""
     version: str = Field(pattern=r"^[0-9a-f]{64}$")
     """SHA-256 over the fields that determine answers, file hashes included."""

@@ -12,8 +12,7 @@ from mach.cli.console import out
 
 __all__ = ["register"]
 
-# Enough products that searches would begin with tallies.
-_CLASSES, _REPETITIONS, _BUCKETS, _MANY_BUCKETS = 1_000_000, 2, 100, 70_000
+_CLASSES, _REPETITIONS, _BUCKETS, _MANY_BUCKETS = 1_000, 2, 100, 70_000
 
 
 def register(app: typer.Typer) -> None:

@@ -156,7 +156,7 @@ def test_a_corrupt_file_is_refused_and_leaves_nothing(tiny_bundle, tmp_path, har
         (b"{", "is not valid JSON"),
         (b'{"format": 99}', "bundle format 99"),
         (b" " * (17 << 20), "too long"),
-        (b'{"format": 1}', "Field required"),
+        (b'{"format": 2}', "Field required"),
     ],
 )
 def test_what_is_no_manifest_is_refused(tmp_path, content, message):
