@@ -7,7 +7,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from mach.merge._codes import NO_SUM, most_sum
-from mach.merge._scan import Scan, class_at, is_allowed
+from mach.merge._scan import Scan, class_at
 from mach.merge._select import heap_push
 from mach.merge._types import Bool, Int
 
@@ -20,7 +20,9 @@ _GROUPS = 8  # of products, for each product wanted
 
 @njit(nogil=True, cache=True)
 def _score(scan: Scan, found: NDArray[np.int64], count: Int, size: Int) -> Int:
-    """Score products exactly, as the float64 sum in order of repetition; the heap's new size."""
+    """Score what is at some places exactly, in order of repetition; the heap's new size."""
+    for i in range(count):
+        found[i] = class_at(scan, found[i])
     totals = np.zeros(found.shape[0], np.float64)
     buckets = np.uint64(scan.scores.shape[1])
     shift, lanes = np.uint64(scan.searched.shift), np.uint64((1 << scan.searched.shift) - 1)
@@ -38,31 +40,22 @@ def _score(scan: Scan, found: NDArray[np.int64], count: Int, size: Int) -> Int:
 
 
 @njit(nogil=True, cache=True)
-def _first_most(scan: Scan, sums: NDArray[np.uint16], first: Int, length: Int, wanted: Int) -> Int:
-    """A sum of codes that ``wanted`` allowed products, or all there are, do not exceed.
+def _first_most(sums: NDArray[np.uint16], length: Int, rows: Int, wanted: Int) -> Int:
+    """A sum of codes that ``wanted`` products, or all there are, do not exceed.
 
     The least sums of groups are as many products': few more have sums as low, and they are found
     in vector instructions.
     """
-    largest = min(255 * scan.codes.shape[0], NO_SUM - 1)
+    largest = min(255 * rows, NO_SUM - 1)
     counts = np.zeros(largest + 1, np.int32)
-    groups = _GROUPS * wanted
-    if (
-        scan.allowed.bitmap.shape[0] == 0
-        and scan.allowed.blocked.shape[0] == 0
-        and length >= 2 * groups
-    ):
-        least = sums[:groups].copy()
-        for group in range(groups, length - groups + 1, groups):
-            for f in range(np.uint64(groups)):
-                least[f] = min(least[f], sums[np.uint64(group) + f])
-        for f in range(groups):
-            if least[f] <= largest:
-                counts[least[f]] += 1
-    else:
-        for f in range(length):
-            if sums[f] <= largest:
-                counts[sums[f]] += is_allowed(scan, class_at(scan, first + f))
+    groups = min(length, _GROUPS * wanted)
+    least = sums[:groups].copy()
+    for group in range(groups, length - groups + 1, groups):
+        for f in range(np.uint64(groups)):
+            least[f] = min(least[f], sums[np.uint64(group) + f])
+    for f in range(groups):
+        if least[f] <= largest:
+            counts[least[f]] += 1
     found = np.int64(0)
     for most in range(largest + 1):
         found += counts[most]
@@ -91,7 +84,7 @@ def _most_left(scan: Scan, size: Int) -> Int:
 def _offer_between(
     scan: Scan, sums: NDArray[np.uint16], first: Int, length: Int, over: Int, most: Int, size: Int
 ) -> Int:
-    """Offer the allowed products with sums over ``over`` and up to ``most``; the new size."""
+    """Offer the products with sums over ``over`` and up to ``most``; the heap's new size."""
     found = np.empty(_TOGETHER + _LOOKED_THROUGH, np.int64)
     count = 0
     for start in range(0, length, _LOOKED_THROUGH):
@@ -99,10 +92,8 @@ def _offer_between(
         if _has_some(sums, start, past, most):
             for f in range(start, past):
                 if over < np.int64(sums[f]) <= most:
-                    label = class_at(scan, first + f)
-                    if is_allowed(scan, label):
-                        found[count] = label
-                        count += 1
+                    found[count] = first + f
+                    count += 1
         if count >= _TOGETHER or (count > 0 and past == length):
             size = _score(scan, found, count, size)
             count = 0
@@ -117,6 +108,6 @@ def offer(scan: Scan, sums: NDArray[np.uint16], first: Int, length: Int, size: I
     wanted = scan.heap_scores.shape[0] - size
     done = np.int64(-1)  # sums up to this one are
     if wanted > 0:
-        done = _first_most(scan, sums, first, length, wanted)
+        done = _first_most(sums, length, scan.codes.shape[0], wanted)
         size = _offer_between(scan, sums, first, length, -1, done, size)
     return _offer_between(scan, sums, first, length, done, _most_left(scan, size), size)

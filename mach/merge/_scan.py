@@ -8,9 +8,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from mach.merge._types import Bool, Int
+from mach.merge._types import Int
 
-__all__ = ["Allowed", "Index", "Scan", "class_at", "is_allowed"]
+__all__ = ["Allowed", "Index", "Scan", "class_at"]
 
 
 class Index(NamedTuple):
@@ -57,21 +57,3 @@ def class_at(scan: Scan, place: Int) -> Int:
         lane = place & ((1 << scan.searched.shift) - 1)
         return (scan.order[place >> scan.searched.shift] << scan.searched.shift) + lane
     return np.int64(place)
-
-
-@njit(nogil=True, cache=True)
-def is_allowed(scan: Scan, label: Int) -> Bool:
-    """Whether there is such a product, and it may be returned."""
-    if label >= scan.searched.num_classes:
-        return False
-    bitmap, blocked = scan.allowed.bitmap, scan.allowed.blocked
-    if bitmap.shape[0] > 0 and not (bitmap[label >> 3] >> (label & 7)) & 1:
-        return False
-    low, high = 0, blocked.shape[0]
-    while low < high:
-        middle = (low + high) >> 1
-        if np.int64(blocked[middle]) < label:
-            low = middle + 1
-        else:
-            high = middle
-    return low == blocked.shape[0] or np.int64(blocked[low]) != label

@@ -9,6 +9,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from mach.merge._codes import encode, survey
+from mach.merge._exclude import exclude
 from mach.merge._offer import offer
 from mach.merge._scan import Allowed, Index, Scan
 from mach.merge._select import heap_sort
@@ -52,6 +53,7 @@ def scan_places(scan: Scan, workspace: Workspace, start: Int, end: Int, size: In
             break
         length = min(CHUNK, end - first)
         add_up(scan, first, length, workspace.blocks, workspace.sums)
+        exclude(scan, first, length, workspace.sums)
         size = offer(scan, workspace.sums, first, length, size)
     return size
 

@@ -11,7 +11,6 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from mach.merge._codes import NO_SUM
 from mach.merge._scan import Scan
 from mach.merge._types import Int
 
@@ -88,14 +87,6 @@ def _add_blocks(
         _add_eight(scan, q, blocks, count, sums)
     for q in range(whole, n):
         _add_one(scan, q, blocks, count, sums)
-    # Of the last block, some products may not be.
-    missing = (
-        ((scan.searched.num_classes - 1) >> scan.searched.shift) + 1 << scan.searched.shift
-    ) - scan.searched.num_classes
-    for b in range(count):
-        if missing > 0 and blocks[b] == scan.searched.num_classes >> scan.searched.shift:
-            past = (b + 1) << scan.searched.shift
-            sums[past - missing : past] = NO_SUM
 
 
 @njit(nogil=True, cache=True)

@@ -19,7 +19,7 @@ from mach.merge.table import BucketTable
 
 __all__ = ["TopK"]
 
-_LISTED_SHARE = 1 / 50  # of the products: up to here it is quicker to look up their codes
+_LISTED_SHARE = 1 / 25  # of the products: up to here it is quicker to look up their codes
 _NO_LIST = np.empty(0, np.uint32)
 _NO_BITMAP = np.empty(0, np.uint8)
 
