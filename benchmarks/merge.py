@@ -1,6 +1,6 @@
 """The merge at several sizes: writes results/merge.json, the tables of docs/merge.md, its plot.
 
-    python -m benchmarks.merge measure [PART ...]   # sizes, scaling, related, filters, stored
+    python -m benchmarks.merge measure [PART ...]   # sizes, scaling, filters, explicit
     python -m benchmarks.merge report
 
 Each measurement is its own process on one thread; parts measured before are kept.
@@ -35,20 +35,20 @@ SIZES = (
     (49_460_000, 32, 20_000),
 )
 SCALING = (31_623, 100_000, 316_228, 1_000_000, 3_162_278, 10_000_000, 31_622_777, 100_000_000)
-RELATED = (30, 60, 100, 300, 1000, 3000)
 SELECTIVITIES = (1.0, 0.5, 0.1, 0.03, 0.01, 0.001)
 K = 100
 SECONDS = 6.0  # for a row's queries, and at least 5 of them
 
 
-def bandwidth() -> float:
-    """Bytes a second that one thread reads from memory: the best of several sums."""
-    data = np.ones(1 << 26, np.float64)
-    seconds = []
+def bandwidth(size: int) -> float:
+    """Bytes a second that one thread reads from ``size`` bytes over and over: the best of some."""
+    data = np.ones(size // 8, np.float64)
+    times, seconds = max(1, (1 << 27) // size), []
     for _ in range(7):
         started = time.perf_counter()
-        data.max()
-        seconds.append(time.perf_counter() - started)
+        for _ in range(times):
+            data.max()
+        seconds.append((time.perf_counter() - started) / times)
     return data.nbytes / min(seconds)
 
 
@@ -62,7 +62,8 @@ def scale(products: int) -> dict[str, Any]:
         products, 32, 10_000, K, queries=60, distributions=("trained-like",),
         baselines=products <= 10_000_000, seconds=5,
     )  # fmt: skip
-    return bench_merge(settings) | {"bandwidth": bandwidth()}
+    rates = {"bandwidth": bandwidth(1 << 29), "cache_bandwidth": bandwidth(32 * 10_000)}
+    return bench_merge(settings) | rates
 
 
 def timed(search: Callable[[np.ndarray], Any], scores: np.ndarray) -> dict[str, float]:
@@ -83,18 +84,6 @@ def timed(search: Callable[[np.ndarray], Any], scores: np.ndarray) -> dict[str, 
     }
 
 
-def related(products: int, repetitions: int, buckets: int) -> dict[str, Any]:
-    """Cost by how many products are related to the query."""
-    table = BucketTable.from_hash(UniversalHash.draw(products, buckets, repetitions, 0), products)
-    engine = TopK(table)
-    rows = {}
-    for count in RELATED:
-        rng = np.random.default_rng(count)
-        scores = trained_like(table, 11, rng, related=(count, count + 1))
-        rows[str(count)] = timed(lambda one: engine.search(one, K), scores)
-    return {"products": products, "repetitions": repetitions, "buckets": buckets, "rows": rows}
-
-
 def filters(products: int, repetitions: int, buckets: int) -> dict[str, Any]:
     """Cost by the share of products a search is restricted to."""
     table = BucketTable.from_hash(UniversalHash.draw(products, buckets, repetitions, 0), products)
@@ -110,15 +99,15 @@ def filters(products: int, repetitions: int, buckets: int) -> dict[str, Any]:
     return {"products": products, "repetitions": repetitions, "buckets": buckets, "rows": rows}
 
 
-def stored(products: int, repetitions: int, buckets: int) -> dict[str, Any]:
-    """The same hash by arithmetic and as an explicit assignment with inverted lists."""
+def explicit(products: int, repetitions: int, buckets: int) -> dict[str, Any]:
+    """Buckets of a hash beside the same given product by product."""
     hashed = BucketTable.from_hash(UniversalHash.draw(products, buckets, repetitions, 0), products)
     scores = trained_like(hashed, 31, np.random.default_rng(0))
     rows = {}
-    for name in ("arithmetic", "stored"):
+    for name in ("hash", "explicit"):
         started = time.perf_counter()
         table = hashed
-        if name == "stored":
+        if name == "explicit":
             table = BucketTable.from_assignment(hashed.columns(), buckets)
         engine = TopK(table)
         build = time.perf_counter() - started
@@ -134,12 +123,10 @@ def parts() -> Iterator[tuple[str, Callable[..., dict[str, Any]], tuple[int, ...
         yield "sizes", size, one
     for products in SCALING:
         yield "scaling", scale, (products,)
-    for one in SIZES[1:]:
-        yield "related", related, one
     for one in SIZES:
         yield "filters", filters, one
-    for one in SIZES[:2]:
-        yield "stored", stored, one
+    for one in SIZES[:3]:
+        yield "explicit", explicit, one
 
 
 def measure(wanted: list[str]) -> None:

@@ -153,7 +153,9 @@ def test_no_bundle_there(tmp_path):
         Bundle.open(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', '{"format": 2}', "\x00", "[" * 10_000])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"format": 1}', '{"format": 2}', "\x00", "[" * 10_000]
+)
 def test_damaged_manifests(bundle_dir, text):
     (bundle_dir / MANIFEST_FILE).write_text(text)
     with pytest.raises(BundleError):
