@@ -1,6 +1,6 @@
 """Compiled code that comes with an installation, such as an image.
 
-Numba compiles the merge on a machine's first use, which takes a CPU a minute or two, and keeps the
+Numba compiles the merge on a machine's first use, which takes a CPU half a minute, and keeps the
 result in ``NUMBA_CACHE_DIR``. ``mach compile DIR`` does it ahead, for a processor that most have.
 Where ``MACH_COMPILED`` names that directory, the processor is good enough and ``NUMBA_CACHE_DIR``
 is named too, that cache is begun with links to what is in the directory.

@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
 def compile_ahead(
     directory: Path = typer.Argument(..., help="Directory to make.", metavar="DIR"),
 ) -> None:
-    """Compile ahead what an aggregator would compile at its first start: takes some minutes.
+    """Compile ahead what an aggregator would compile at its first start: takes half a minute.
 
     For images: where MACH_COMPILED names DIR and NUMBA_CACHE_DIR a directory to write to, an
     aggregator of the same installation starts without compiling.

@@ -136,7 +136,7 @@ class LocalFleet:
         thread that started it does.
 
         Args:
-            timeout: seconds for all of it; the first start on a machine compiles for minutes.
+            timeout: seconds for all of it; the first start on a machine compiles for a while.
             check: called all the while; what it raises ends the start, and every process.
 
         Raises:
