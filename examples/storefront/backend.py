@@ -58,7 +58,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(status_of(error), {"error": str(error)})
         else:
             products = [
-                {"id": product.product_id, "score": product.score, **product.attributes}
+                {**product.attributes, "id": product.product_id, "score": product.score}
                 for product in result.products
             ]
             share = result.coverage.answered / result.coverage.total

@@ -119,7 +119,9 @@ def search_fleet(
 
 
 def _listens(address: str) -> bool:
-    host, _, port = address.rpartition(":")
+    if address.startswith("unix:"):
+        return Path(address.removeprefix("unix:")).exists()
+    host, _, port = address.removeprefix("dns:///").rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
     except (OSError, ValueError):

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 from urllib.parse import unquote, urlsplit
@@ -122,10 +123,12 @@ class _Objects(Location):
         except MachError:
             raise
         except FileNotFoundError as error:
-            raise BundleError(f"there is no {name} at {self.name}") from error
+            cause = error.__cause__
+            if _is_absence(cause):
+                raise BundleError(f"there is no {name} at {self.name}") from error
+            raise Unavailable(f"{self.name}/{name}: {_reason(cause)}") from error
         except Exception as error:  # every store's client has exceptions of its own
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise Unavailable(f"{self.name}/{name}: {reason}") from error
+            raise Unavailable(f"{self.name}/{name}: {_reason(error)}") from error
 
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
@@ -146,6 +149,22 @@ class _Objects(Location):
     def put(self, source: Path, name: str) -> None:
         with self._errors(name):
             self._filesystem.put_file(str(source), self._path(name))
+
+
+def _is_absence(cause: BaseException | None) -> bool:
+    """Whether a file that a store does not find is not there.
+
+    fsspec's http:// says so of any failure; what failed is the cause, with its status if a server
+    answered.
+    """
+    status = getattr(cause, "status", None)
+    if status is None:
+        return not isinstance(cause, OSError) or isinstance(cause, FileNotFoundError)
+    return status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
+
+
+def _reason(error: BaseException | None) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 class _Guarded:

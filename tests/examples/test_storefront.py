@@ -6,6 +6,7 @@ import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -34,6 +35,26 @@ def test_it_answers_and_names_mistakes(tiny_bundle):
             with caught.value as refused:
                 assert refused.code == 400
                 assert "filter" in json.load(refused)["error"]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_attributes_take_no_products_place():
+    backend = runpy.run_path(str(BACKEND))
+    product = SimpleNamespace(
+        product_id="p1", score=-1.0, attributes={"id": "another", "score": 5, "title": "Drill"}
+    )
+    coverage = SimpleNamespace(answered=1, total=1)
+    fleet = SimpleNamespace(
+        search=lambda *args, **kwargs: SimpleNamespace(products=[product], coverage=coverage)
+    )
+    with backend["make_server"](fleet, "127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/search?q=x") as got:
+                assert json.load(got)["products"] == [{"id": "p1", "score": -1.0, "title": "Drill"}]
         finally:
             server.shutdown()
             thread.join()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import sys
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 from aggregator.replies import plain
 from mach.bundle.catalog import Catalog
 from mach.cli.app import build_app, main
-from mach.cli.search import Found, found_table
+from mach.cli.search import Found, _listens, found_table
 
 ODD = r"[red]r2[/x] sku:car:1 \[b]"
 
@@ -229,3 +230,19 @@ def test_a_fleet_that_answers_nothing_is_a_failure(tmp_path, free_port, capsys):
     assert caught.value.code == 1
     assert "error: no query was answered (" in capsys.readouterr().err
     assert json.loads(figures.read_text())["queries"] == 0
+
+
+def test_a_fleet_that_answers_unavailable_is_told_from_none(tmp_path):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+        assert not _listens(f"127.0.0.1:{port}")
+        assert not _listens(f"dns:///127.0.0.1:{port}")
+        server.listen()
+        assert _listens(f"127.0.0.1:{port}")
+        assert _listens(f"dns:///127.0.0.1:{port}")
+    path = tmp_path / "fleet"
+    assert not _listens(f"unix:{path}")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        assert _listens(f"unix:{path}")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import threading
 import time
 import uuid
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -377,3 +379,44 @@ def test_what_ends_a_fetch_ends_every_copy(tiny_bundle, tmp_path, monkeypatch, f
     assert time.monotonic() - started < 5
     assert len(read) < 1000
     assert list(tmp_path.glob("cache/*/.*")) == []
+
+
+@pytest.fixture
+def web():
+    """A web server that answers with the status in its path."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(int(self.path.split("/")[1]))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def do_HEAD(self):
+            self.do_GET()
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(("status", "error"), [(404, BundleError), (503, Unavailable)])
+def test_a_web_server_that_cannot_answer_is_not_one_without_the_bundle(
+    web, tmp_path, status, error
+):
+    pytest.importorskip("aiohttp")
+    with pytest.raises(error, match=r"manifest\.json"):
+        fetch(f"http://127.0.0.1:{web}/{status}", tmp_path / "cache")
+
+
+def test_a_web_server_that_is_not_there(tmp_path):
+    pytest.importorskip("aiohttp")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # and does not listen
+        with pytest.raises(Unavailable, match=r"manifest\.json"):
+            fetch(f"http://127.0.0.1:{free.getsockname()[1]}/x", tmp_path / "cache")
