@@ -2,8 +2,8 @@
 
 from mach.inference.cuda import CudaSettings
 from mach.inference.grouping import RunCost, plan_groups
-from mach.inference.joined import RepetitionGroup, load_groups
 from mach.inference.loaded import LoadedBundle
+from mach.inference.repetition_group import RepetitionGroup, load_groups
 from mach.inference.session import PROVIDERS, Provider, RepetitionSession, resolve_provider
 from mach.inference.stacking import Precision
 

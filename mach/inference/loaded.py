@@ -14,7 +14,7 @@ from mach.errors import ConfigError, InvalidInput, RepetitionNotFound
 from mach.features import Featurizer, SparseBatch
 from mach.inference.cuda import CudaSettings, StackedRunner
 from mach.inference.grouping import RunCost, plan_groups
-from mach.inference.joined import RepetitionGroup, load_groups
+from mach.inference.repetition_group import RepetitionGroup, load_groups
 from mach.inference.session import Provider, resolve_provider
 from mach.v1 import shard_pb2
 from mach.wire import EncodedRows, encode_rows

@@ -6,7 +6,7 @@ import pytest
 
 from mach.errors import BundleError
 from mach.features import SparseBatch
-from mach.inference import LoadedBundle, RepetitionSession, joined, load_groups
+from mach.inference import LoadedBundle, RepetitionSession, load_groups, repetition_group
 from mach.inference.joined import join_models
 from mach.v1 import shard_pb2
 from mach.wire import encode_rows
@@ -76,7 +76,7 @@ def test_models_of_two_kinds_stay_apart(tmp_path):
 
 
 def test_large_models_stay_apart(bundle, monkeypatch):
-    monkeypatch.setattr(joined, "_MOST_BYTES", 10)
+    monkeypatch.setattr(repetition_group, "_MOST_BYTES", 10)
     groups = load_groups(bundle, [0, 2])
     assert len(groups) == 2
     found = groups_answer(groups, rows(bundle))
