@@ -175,6 +175,23 @@ def test_another_version_under_the_same_name_changes_the_immutable_selector():
         assert old["spec"]["selector"] != new["spec"]["selector"]
 
 
+@pytest.mark.parametrize("name", ["bluegreen", "everything"])
+def test_no_way_out_is_an_empty_list(name):
+    """Nothing is fetched over the network, and names need no server."""
+    closed = {"networkPolicy": {"dnsEgress": []}, "tracing": {"endpoint": ""}}
+    objects = render(merged(values_of(name), closed))
+    assert [line for item in objects for line in problems(item, VERSIONS[-1])] == []
+    for policy in (item for item in objects if item["kind"] == "NetworkPolicy"):
+        assert "Egress" in policy["spec"]["policyTypes"]
+        component = policy["metadata"]["labels"]["app.kubernetes.io/component"]
+        led_to = [
+            peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"]
+            for rule in policy["spec"]["egress"]
+            for peer in rule["to"]
+        ]
+        assert led_to == (["shard"] if component == "aggregator" else [])
+
+
 @pytest.mark.parametrize(
     ("availability", "latency"), [(0.99, 0.95), (0.9995, 0.999), (0.99, 0.999)]
 )

@@ -6,8 +6,8 @@
 {{- end -}}
 
 {{/* Labels that select: root, component, and bundle (its name) where it is one fleet's. The
-version and the repetitions are among them because a selector cannot be changed: an upgrade that
-would exchange a running fleet's bundle under it is refused by the API server. */}}
+version and the repetitions are among them because a Deployment's selector cannot be changed: an
+upgrade that would exchange a running fleet's bundle under it is refused, see mach.keepSelector. */}}
 {{- define "mach.selector" -}}
 app.kubernetes.io/name: mach-fleet
 app.kubernetes.io/instance: {{ .root.Release.Name }}
@@ -26,6 +26,20 @@ mach-fleet/version: {{ (index .root.Values.bundles .bundle).version | trunc 12 |
 {{ include "mach.fleetSelector" . }}
 mach-fleet/shard: {{ .shard.index | quote }}
 mach-fleet/repetitions: {{ .shard.label | quote }}
+{{- end -}}
+
+{{/* Refuses another selector than that of the shard's running Deployment. The API server does so
+too, but only once Services, budgets and policies have the new one. lookup finds nothing where there
+is no cluster to ask (helm template). Takes root, bundle, shard. */}}
+{{- define "mach.keepSelector" -}}
+{{- $context := . -}}
+{{- $wanted := include "mach.shardSelector" . | fromYaml -}}
+{{- $live := lookup "apps/v1" "Deployment" .root.Release.Namespace .shard.name | default dict -}}
+{{- range $label, $value := dig "spec" "selector" "matchLabels" dict $live -}}
+  {{- if ne $value (get $wanted $label) -}}
+  {{- fail (printf "bundles.%s: Deployment %s runs with %s %s, which cannot become %q: another version needs an entry of its own, another shard.repetitionsPerShard a release of its own" $context.bundle $context.shard.name $label $value (get $wanted $label)) -}}
+  {{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "mach.labels" -}}

@@ -91,6 +91,15 @@ def aggregators_reach_their_own_shards(release: Release) -> Iterator[str]:
 
 
 @check
+def a_pod_has_one_address(release: Release) -> Iterator[str]:
+    """A headless name of two families is two addresses a pod, each taken for a replica."""
+    for service in release.of("Service"):
+        spec = service["spec"]
+        if spec.get("clusterIP") == "None" and spec.get("ipFamilyPolicy") != "SingleStack":
+            yield f"{name_of(service)} names a pod by as many addresses as it has"
+
+
+@check
 def clients_reach_one_bundle(release: Release) -> Iterator[str]:
     """The Service that clients use leads to the aggregators of one bundle and to no shard."""
     if not release.servers:

@@ -57,6 +57,10 @@ MUTATIONS = {
         "small", "aggregators_reach_their_own_shards",
         lambda o: pick(o, "Service", "shard-001")["spec"]["ports"][0].update(port=50052),
     ),
+    "a pod that looks like two": (
+        "small", "a_pod_has_one_address",
+        lambda o: pick(o, "Service", "shard-001")["spec"].update(ipFamilyPolicy="PreferDualStack"),
+    ),
     "clients led to shards": (
         "small", "clients_reach_one_bundle",
         lambda o: pick(o, "Service", "demo-headless")["spec"]["selector"].update(

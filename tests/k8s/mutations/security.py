@@ -60,7 +60,7 @@ MUTATIONS = {
     ),
     "CUDA from the CPU image": (
         "gpu", "gpus_go_to_programs_that_use_them",
-        lambda o: server(shard(o)).update(image="mach-fleet/serving:0.1.0"),
+        lambda o: server(shard(o)).update(image="mach-fleet/serving"),
     ),
     "shards open to the namespace": (
         "small", "only_aggregators_talk_to_shards",
