@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -38,7 +37,7 @@ def collect(plan: Plan, out: Path, reporter: Reporter) -> Manifest:
     Raises:
         BundleError: if a repetition is not finished or ``out`` exists.
         DataError: if the prepared data are damaged.
-        ConfigError: if the disk is full.
+        ConfigError: if the disk is full, or another process seals it.
     """
     settings = plan.settings
     records = []
@@ -72,31 +71,26 @@ def collect(plan: Plan, out: Path, reporter: Reporter) -> Manifest:
         "repetitions": records,
         "seconds": round(sum(record["seconds"] for record in records), 1),
     }
-    with clear_message(out):
-        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".staging", dir=out.parent))
-        try:
-            staging.chmod(0o755)
-            for model in models:
-                _link(model, staging / model.name)
-            for name in (CATALOG_FILE, FEATURES_FILE):
-                _link(plan.data / name, staging / name)
-            table.save(staging / BUCKETS_FILE)
-            return seal(
-                staging,
-                out,
-                num_classes=data.num_classes,
-                num_buckets=plan.num_buckets,
-                num_repetitions=settings.repetitions,
-                num_features=data.num_features,
-                assignment="hash",
-                hash=hashes.to_manifest(),
-                features=settings.features,
-                merge=rule.to_manifest(),
-                training=training,
-                libraries=_libraries(),
-            )
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+    with clear_message(out), Workspace(out).staging() as staging:
+        for model in models:
+            _link(model, staging / model.name)
+        for name in (CATALOG_FILE, FEATURES_FILE):
+            _link(plan.data / name, staging / name)
+        table.save(staging / BUCKETS_FILE)
+        return seal(
+            staging,
+            out,
+            num_classes=data.num_classes,
+            num_buckets=plan.num_buckets,
+            num_repetitions=settings.repetitions,
+            num_features=data.num_features,
+            assignment="hash",
+            hash=hashes.to_manifest(),
+            features=settings.features,
+            merge=rule.to_manifest(),
+            training=training,
+            libraries=_libraries(),
+        )
 
 
 def _link(source: Path, target: Path) -> None:

@@ -16,7 +16,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from mach.cli.numbers import finite
-from mach.errors import ConfigError, InvalidInput
+from mach.errors import InvalidInput
+from trainer.memory import clear_shortage
 from trainer.settings import TrainSettings
 
 __all__ = ["make_command"]
@@ -152,7 +153,7 @@ def make_command(*, parts: bool) -> Callable[..., None]:
         reporter = Reporter(quiet=quiet)
         if prepare + collect + (repetition is not None) > 1:
             raise InvalidInput("--prepare", "goes alone, as do --repetition and --collect")
-        try:
+        with clear_shortage():
             if prepare:
                 prepare_data(job, reporter)
             elif collect:
@@ -161,11 +162,6 @@ def make_command(*, parts: bool) -> Callable[..., None]:
                 train_one(job, repetition, reporter, wait=wait)
             else:
                 train(job, reporter)
-        except MemoryError as error:
-            raise ConfigError(
-                "there is not enough memory: lower hidden, batch_size or workers; the same command "
-                "continues with what is not finished"
-            ) from error
 
     kind = inspect.Parameter.KEYWORD_ONLY
     fixed = [

@@ -16,6 +16,7 @@ from trainer.examples import Examples
 from trainer.finish import export_repetition, weights_of
 from trainer.judge import held_out_quality
 from trainer.loss import TargetRows
+from trainer.memory import clear_shortage
 from trainer.model import Classifier, drop_features
 from trainer.optimizer import Stepper, learning_rate
 from trainer.plan import Plan, resolve_device
@@ -32,6 +33,7 @@ _EVENT_SECONDS = 0.25
 _SMOOTHED_STEPS = 100
 
 
+@clear_shortage()
 def train_repetition(
     plan: Plan, repetition: int, on_event: Callable[[TrainingEvent], None]
 ) -> dict[str, Any]:
@@ -41,7 +43,7 @@ def train_repetition(
     another shape is dropped and the repetition starts over.
 
     Raises:
-        ConfigError: if training diverges or the disk is full.
+        ConfigError: if training diverges, the disk is full or memory too small.
         MachError: if the exported model does not agree with the trained one.
     """
     torch.set_num_threads(plan.settings.threads)

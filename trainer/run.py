@@ -76,8 +76,9 @@ def _prepared(job: Job, reporter: Reporter) -> Plan:
     directory = workspace.data(fingerprint)
     if directory.exists():
         reporter.say("the prepared data of an earlier run are used")
+        if (damage := _damage(directory)) is not None:
+            raise DataError(directory, f"is damaged, --prepare makes it anew: {damage}")
         data = PreparedData.open(directory)
-        data.check()
     else:
         workspace.create(workspace.root)
         try:
@@ -95,14 +96,17 @@ def _prepared(job: Job, reporter: Reporter) -> Plan:
     return Plan(directory, models, buckets, batch_size, job.settings)
 
 
-def _remove_damaged(directory: Path, reporter: Reporter) -> None:
-    if not directory.exists():
-        return
+def _damage(directory: Path) -> DataError | None:
     try:
-        data = PreparedData.open(directory)
-        data.check()
+        PreparedData.open(directory).check()
     except DataError as error:
-        reporter.say(f"{error}: preparing the data again")
+        return error
+    return None
+
+
+def _remove_damaged(directory: Path, reporter: Reporter) -> None:
+    if directory.exists() and (damage := _damage(directory)) is not None:
+        reporter.say(f"{damage}: preparing the data again")
         shutil.rmtree(directory)
 
 
@@ -155,6 +159,8 @@ def train(job: Job, reporter: Reporter) -> Manifest:
         if len(left) < count:
             reporter.say(f"{count - len(left)} of {count} repetitions are finished already")
         started = time.monotonic()
+        for repetition in left:
+            Workspace.remove_drafts(models, repetition)
         if left:
             with reporter.training() as bars:
                 executor.train(plan, left, bars.show)
@@ -170,8 +176,17 @@ def train(job: Job, reporter: Reporter) -> Manifest:
 
 
 def prepare_data(job: Job, reporter: Reporter) -> None:
-    """Only read and featurize, so that machines which train need not."""
+    """Only read and featurize, so that machines which train need not; damaged data again.
+
+    Raises:
+        ConfigError: if the data are damaged and another process trains on them.
+    """
     _check(job)
+    workspace = Workspace(job.out)
+    directory = workspace.data(job.fingerprint())
+    if directory.exists() and _damage(directory) is not None:
+        with workspace.lock(workspace.root, "run", "training"):
+            _remove_damaged(directory, reporter)
     _prepared(job, reporter)
 
 
@@ -188,6 +203,7 @@ def train_one(
 
     Raises:
         InvalidInput: if the settings have no such repetition.
+        DataError: if the prepared data are damaged: other machines may be at work on them.
         Unavailable: if the data are not prepared in time.
     """
     if not 0 <= repetition < job.settings.repetitions:
@@ -204,6 +220,7 @@ def train_one(
         if (metrics := Workspace.finished(plan.models, repetition)) is not None:
             reporter.say(f"repetition {repetition} is finished already")
             return metrics
+        Workspace.remove_drafts(plan.models, repetition)
         with reporter.training() as bars:
             return train_repetition(plan, repetition, bars.show)
 

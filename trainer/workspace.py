@@ -8,6 +8,7 @@
 
 Several machines may share it through any file system with atomic rename. They train different
 repetitions, so they never write the same file; data prepared twice are the same data.
+A bundle is put together in ``.NAME.XXXXXXXX.staging`` beside it.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
+import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,13 @@ __all__ = ["Workspace", "atomic_path", "clear_message"]
 
 #: What the disk may refuse for reasons that the user can mend, and no traceback would explain.
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM}
+
+#: What :mod:`tempfile` puts at the end of a name.
+_RANDOM = r"[a-z0-9_]{8}"
+#: Not written to for so long, a draft is no live run's: not even a killed run's last worker's.
+_DRAFT_SECONDS = 600
+#: The same of a bundle in sealing, where no lock tells whether it is a live run's.
+_STAGING_SECONDS = 86_400
 
 
 @contextmanager
@@ -63,6 +74,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield draft
 
 
+def _age(path: Path) -> float:
+    return time.time() - path.stat().st_mtime
+
+
 class Workspace:
     """Where a run keeps what it has finished.
 
@@ -71,6 +86,7 @@ class Workspace:
     """
 
     def __init__(self, out: Path) -> None:
+        self._out = out
         self.root = out.parent / f".{out.name}.partial"
 
     def data(self, fingerprint: str) -> Path:
@@ -108,21 +124,57 @@ class Workspace:
             self.remove()
 
     @contextmanager
-    def lock(self, directory: Path, name: str, what: str) -> Iterator[None]:
+    def staging(self) -> Iterator[Path]:
+        """An empty directory beside the bundle, gone at the end; what dead runs left goes first.
+
+        Raises:
+            ConfigError: if another process has one.
+        """
+        with self.lock(self.root, "collect", "sealing the bundle") as locked:
+            self._remove_staging(alone=locked)
+            prefix = f".{self._out.name}."
+            path = Path(tempfile.mkdtemp(prefix=prefix, suffix=".staging", dir=self._out.parent))
+            try:
+                path.chmod(0o755)
+                yield path
+            finally:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _remove_staging(self, *, alone: bool) -> None:
+        name = re.compile(rf"\.{re.escape(self._out.name)}\.{_RANDOM}\.staging")
+        with suppress(OSError):  # a directory that cannot be listed, or another was faster
+            for path in self._out.parent.iterdir():
+                if name.fullmatch(path.name) and (alone or _age(path) >= _STAGING_SECONDS):
+                    shutil.rmtree(path, ignore_errors=True)
+
+    @staticmethod
+    def remove_drafts(models: Path, repetition: int) -> None:
+        """Remove what killed runs left half written of a repetition; see ``_DRAFT_SECONDS``."""
+        name = re.compile(rf"\.repetition-{repetition:03d}\.(onnx|json|checkpoint\.npz)\.{_RANDOM}")
+        for path in models.iterdir():
+            with suppress(OSError):  # another was faster
+                if name.fullmatch(path.name) and _age(path) >= _DRAFT_SECONDS:
+                    path.unlink()
+
+    @contextmanager
+    def lock(self, directory: Path, name: str, what: str) -> Iterator[bool]:
         """Keep a second process of this machine from doing the same; freed when a process dies.
+
+        Gives whether it is locked: some file systems have no locks.
 
         Raises:
             ConfigError: if another process holds it.
         """
         self.create(directory)
         with (directory / f".{name}.lock").open("w") as file:
+            locked = True
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ConfigError(f"another process is {what} in {directory}") from None
-            except OSError:  # a file system without locks
-                pass
-            yield
+            except OSError:
+                locked = False
+            yield locked
 
     @staticmethod
     def model_path(models: Path, repetition: int) -> Path:

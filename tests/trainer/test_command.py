@@ -6,12 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
 from mach.bundle import Bundle
 from mach.cli.app import main as mach
+from mach.errors import ConfigError
 from trainer import __main__ as module
+from trainer import run, workers
 from trainer.settings import TrainSettings
 from trainer.workspace import Workspace
 
@@ -130,6 +135,50 @@ def test_too_little_memory_is_one_sentence(command, store, tmp_path, monkeypatch
     code, said = command(store.clicks, "--out", tmp_path / "bundle")
     assert (code, len(said.splitlines())) == (2, 1)
     assert "error: there is not enough memory: lower hidden" in said
+
+
+def full_of_pytorch(*_, **__):
+    return torch.empty(1 << 58, dtype=torch.uint8)
+
+
+def full_of_numpy(*_, **__):
+    return np.empty(1 << 58, np.uint8)
+
+
+@pytest.mark.parametrize("full", [full_of_pytorch, full_of_numpy])
+@pytest.mark.parametrize(
+    ("model", "part"),
+    [
+        ("trainer.repetition.Classifier", []),
+        ("trainer.repetition.Classifier", ["--repetition", "1"]),
+        ("trainer.batched.run.ClassifierGroup", ["--engine", "batched", "--group", "2"]),
+    ],
+)
+def test_too_little_memory_to_train_is_one_sentence(
+    command, store, tmp_path, monkeypatch, full, model, part
+):
+    monkeypatch.setattr(model, full)
+    code, said = command(store.clicks, "--out", tmp_path / "bundle", *SMALL, *part)
+    assert code == 2
+    assert said.splitlines()[-1].startswith("error: there is not enough memory: lower hidden")
+    assert "Traceback" not in said
+
+
+def test_too_little_memory_in_a_worker_is_one_sentence(job, silent, monkeypatch, capfd):
+    plan = run._prepared(job, silent)
+    monkeypatch.setattr("trainer.repetition.Classifier", full_of_pytorch)
+    monkeypatch.setattr(workers.signal, "signal", lambda *_: None)
+    tasks, said = iter([(0,), None]), []
+    workers._work(
+        plan,
+        SimpleNamespace(get=lambda: next(tasks)),
+        SimpleNamespace(put=said.append),
+        os.getppid(),
+    )
+    (error,) = said
+    assert isinstance(error, ConfigError)
+    assert "there is not enough memory: lower hidden" in str(error)
+    assert capfd.readouterr().err == ""
 
 
 def test_every_setting_is_an_option_with_a_description():

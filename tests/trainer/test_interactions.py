@@ -14,7 +14,7 @@ from mach.errors import DataError
 from tests.trainer.files import write_rows
 from trainer import interactions
 from trainer.interactions import SkipReport, read_interactions, read_queries
-from trainer.tables import delimited, files
+from trainer.tables import delimited, files, parquet
 
 FORMATS = ["log.parquet", "log.csv", "log.tsv", "log.jsonl", "log.csv.gz", "log.jsonl.gz"]
 # Not blank, and without "|", which separates ids in CSV and TSV.
@@ -93,6 +93,31 @@ def test_batches_are_bounded(tmp_path, monkeypatch):
         batches = list(read_interactions([write_rows(tmp_path / name, rows)], SkipReport()))
         assert max(len(batch.queries) for batch in batches) <= 10
         assert sum(len(batch.queries) for batch in batches) == 95
+
+
+@pytest.mark.parametrize("name", ["log.parquet", "log.jsonl"])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"query": f"q{i}", "product_ids": [f"p{j}" for j in range(50)]} for i in range(40)],
+        [{"query": f"q{i}", "product_ids": ["p" * 4_000]} for i in range(40)],
+        [{"query": f"q{i}", "product_id": "p" * 4_000} for i in range(40)],
+        [{"query": f"q{i}" * 1_300, "product_id": "p"} for i in range(40)],
+    ],
+    ids=["many ids", "long ids", "a long id", "long queries"],
+)
+def test_batches_are_bounded_by_ids_and_text(tmp_path, monkeypatch, name, rows):
+    monkeypatch.setattr(files, "BATCH_BYTES", 10_000)
+    monkeypatch.setattr(parquet, "_SLICE_ROWS", 1)
+    path = write_rows(tmp_path / name, rows)
+    batches = list(read_interactions([path], SkipReport()))
+    assert max(len(batch.queries) for batch in batches) <= 4
+    assert [query for batch in batches for query in batch.queries.to_pylist()] == [
+        row["query"] for row in rows
+    ]
+    assert sum(len(batch.products) for batch in batches) == sum(
+        len(row.get("product_ids", "1")) for row in rows
+    )
 
 
 def test_rows_longer_than_a_block_of_csv(tmp_path, monkeypatch):
@@ -243,6 +268,16 @@ def test_one_bad_row_in_json_lines_is_named(tmp_path, bad, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["log.csv", "log.tsv"])
+def test_half_a_surrogate_pair_in_a_json_list_is_named(tmp_path, name):
+    path = tmp_path / name
+    rows = ["query,product_ids", "a,p|q", r'b,"[""p"", ""q""]"', r'c,"[""p"", ""\ud800""]"', "d,p"]
+    tab = "," if name == "log.csv" else "\t"
+    path.write_text("\n".join(row.replace(",", tab, 1) for row in rows))
+    with pytest.raises(DataError, match="row 3: product_ids holds half a surrogate pair"):
+        flat([path])
+
+
 def parquet_with(tmp_path, **columns):
     path = tmp_path / "log.parquet"
     pq.write_table(pa.table(columns), path)
@@ -258,6 +293,14 @@ def test_bytes_that_are_not_utf8_in_parquet_are_named(tmp_path):
             flat([parquet_with(tmp_path, query=column, product_id=ids)])
     with pytest.raises(DataError, match="row 20001: product_id is not UTF-8 text"):
         flat([parquet_with(tmp_path, query=ids, product_id=queries.view(pa.string()))])
+
+
+def test_column_names_that_are_not_utf8_in_parquet_are_named(tmp_path):
+    path = parquet_with(tmp_path, query=["a"], product_id=["p"], price=[1])
+    path.write_bytes(path.read_bytes().replace(b"price", b"pri\xffe"))
+    with pytest.raises(DataError, match="the names of its columns are not UTF-8") as caught:
+        flat([path])
+    assert caught.value.path == path
 
 
 @pytest.mark.parametrize(

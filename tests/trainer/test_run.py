@@ -1,6 +1,8 @@
 """Whole runs on a tiny store: what comes out, what is kept, what happens again."""
 
+import errno
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -14,7 +16,7 @@ from mach.bundle import Bundle
 from mach.errors import BundleError, ConfigError, DataError, InvalidInput
 from mach.evaluation import evaluate
 from mach.merge.rule import LEAST_EXPONENT
-from trainer import collect, finish, repetition
+from trainer import collect, finish, repetition, workspace
 from trainer.interactions import read_queries
 from trainer.progress import Reporter
 from trainer.run import collect_bundle, prepare_data, train, train_one
@@ -222,6 +224,97 @@ def test_damaged_data_are_prepared_again(job, tmp_path, silent, name, damage):
     bundle = Bundle.open(job.out)
     bundle.verify()
     assert len(bundle.catalog) == bundle.manifest.num_classes
+
+
+def damaged_data(job):
+    """Prepare the data of a job and cut one of their files short; gives their directory."""
+    prepare_data(job, Reporter.silent())
+    (path,) = Workspace(job.out).root.glob("data-*/train/classes.bin")
+    path.write_bytes(path.read_bytes()[:-1])
+    return path.parent.parent
+
+
+def test_prepare_prepares_damaged_data_again(job, tmp_path, silent, capsys):
+    whole = train(replace(job, out=tmp_path / "whole"), silent)
+    directory = damaged_data(job)
+    for part in (lambda: train_one(job, 0, silent), lambda: collect_bundle(job, silent)):
+        with pytest.raises(DataError, match="is damaged, --prepare makes it anew: ") as caught:
+            part()
+        assert caught.value.path == directory
+    prepare_data(job, Reporter())
+    assert "preparing the data again" in capsys.readouterr().err
+    train_one(job, 0, silent)
+    train_one(job, 1, silent)
+    assert collect_bundle(job, silent).version == whole.version
+
+
+def test_damaged_data_of_a_live_run_are_left(job, silent):
+    directory = damaged_data(job)
+    space = Workspace(job.out)
+    with (
+        space.lock(space.root, "run", "training"),
+        pytest.raises(ConfigError, match="another process is training in"),
+    ):
+        prepare_data(job, silent)
+    assert directory.exists()
+
+
+def aged(path, seconds=0.0):
+    """Make a file or a directory with one in it, last written to so long ago."""
+    if path.suffix == ".staging":
+        path.mkdir()
+        (path / "manifest.json").touch()
+    else:
+        path.touch()
+    then = path.stat().st_mtime - seconds
+    os.utime(path, (then, then))
+    return path
+
+
+def test_staging_of_a_killed_run_is_removed(job, tmp_path, silent):
+    dead = [aged(tmp_path / f".bundle.{name}.staging") for name in ("abcdef12", "_2345678")]
+    others = [
+        aged(tmp_path / name)
+        for name in (".bundle.more.abcdef12.staging", ".bundle2.abcdef12.staging", "x.staging")
+    ]
+    train(job, silent)
+    assert not any(path.exists() for path in dead)
+    assert all(path.exists() for path in others)
+
+
+def test_staging_of_a_live_run_is_left(job, tmp_path, silent):
+    with Workspace(job.out).staging() as live:
+        with pytest.raises(ConfigError, match="another process is sealing the bundle"):
+            train(job, silent)
+        assert live.parent == tmp_path
+        assert live.is_dir()
+    assert not live.exists()
+
+
+def test_without_locks_only_old_staging_is_removed(job, tmp_path, silent, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(workspace.fcntl, "flock", refuse)
+    old = aged(tmp_path / ".bundle.abcdef12.staging", 2 * 86_400)
+    new = aged(tmp_path / ".bundle.abcdef34.staging", 3600)
+    train(job, silent)
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+@pytest.mark.parametrize("part", [train, lambda job, silent: train_one(job, 0, silent)])
+def test_drafts_of_a_killed_run_are_removed(job, silent, monkeypatch, part):
+    prepare_data(job, silent)
+    (models,) = Workspace(job.out).root.glob("model-*")
+    kinds = ("onnx", "json", "checkpoint.npz")
+    dead = [aged(models / f".repetition-000.{kind}.abcd_123", 3600) for kind in kinds]
+    live = [aged(models / f".repetition-000.{kind}.abcd_456", 60) for kind in kinds]
+    other = aged(models / ".repetition-000.lock", 3600)
+    kill_in(monkeypatch, repetition._Run, "run", 1)
+    with pytest.raises(Killed):
+        part(job, silent)
+    assert not any(path.exists() for path in dead)
+    assert all(path.exists() for path in (*live, other))
 
 
 def test_other_settings_start_over(job, silent, trained, capsys):

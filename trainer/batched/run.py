@@ -21,6 +21,7 @@ from trainer.examples import Examples
 from trainer.finish import export_repetition, weights_of
 from trainer.judge import held_out_quality
 from trainer.loss import TargetRows
+from trainer.memory import clear_shortage
 from trainer.model import Classifier, drop_features
 from trainer.optimizer import learning_rate
 from trainer.plan import Plan, resolve_device
@@ -38,6 +39,7 @@ _SMOOTHED_STEPS = 100
 OnEvent = Callable[[TrainingEvent], None]
 
 
+@clear_shortage()
 def train_group(plan: Plan, repetitions: Sequence[int], on_event: OnEvent) -> list[dict[str, Any]]:
     """Train, export and check some repetitions as one batched model; returns their metrics.
 
@@ -45,7 +47,7 @@ def train_group(plan: Plan, repetitions: Sequence[int], on_event: OnEvent) -> li
     crash between two checkpoints, are trained one part after the other.
 
     Raises:
-        ConfigError: if training diverges, the disk is full or the device's memory too small.
+        ConfigError: if training diverges, the disk is full or memory too small.
         MachError: if an exported model does not agree with the trained one.
     """
     torch.set_num_threads(plan.settings.threads)

@@ -17,7 +17,7 @@ import pyarrow.csv
 from mach.errors import DataError
 from trainer.tables import files
 from trainer.tables.files import COLUMN_TYPES, TableBatch, open_binary
-from trainer.tables.jsonl import id_texts
+from trainer.tables.jsonl import half_pair, id_texts
 
 __all__ = ["DELIMITERS", "csv_columns", "csv_error", "stream_csv"]
 
@@ -116,4 +116,8 @@ def _split_ids(path: Path, column: pa.Array, first_row: int) -> pa.Array:
             raise DataError(
                 path, "product_ids is no JSON list of ids", first_row + index
             ) from error
-    return pa.array(lists, pa.list_(pa.string()))
+    try:
+        return pa.array(lists, COLUMN_TYPES["product_ids"])
+    except UnicodeEncodeError as error:
+        row = first_row + half_pair(lists)
+        raise DataError(path, "product_ids holds half a surrogate pair", row) from error

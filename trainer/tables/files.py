@@ -12,8 +12,10 @@ import pyarrow as pa
 from mach.errors import DataError
 
 __all__ = [
+    "BATCH_BYTES",
     "BATCH_ROWS",
     "COLUMN_TYPES",
+    "ID_BYTES",
     "MAX_ROW_BYTES",
     "TableBatch",
     "file_format",
@@ -32,6 +34,10 @@ COLUMN_TYPES: dict[str, pa.DataType] = {
 
 #: Rows given out at once, at most.
 BATCH_ROWS = 16_384
+#: Bytes of text given out at once, roughly: a batch ends with the row that reaches them.
+BATCH_BYTES = 32 << 20
+#: What an id of a list takes beside its text, roughly: lists are bounded by their ids, too.
+ID_BYTES = 64
 #: Longest row of a text format.
 MAX_ROW_BYTES = 32 << 20
 

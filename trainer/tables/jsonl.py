@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from mach.errors import DataError
 from trainer.tables import files
 from trainer.tables.files import COLUMN_TYPES, TableBatch, open_binary
 
-__all__ = ["id_texts", "json_rows", "jsonl_columns", "stream_jsonl"]
+__all__ = ["half_pair", "id_texts", "json_rows", "jsonl_columns", "stream_jsonl"]
 
 _BOM = "\ufeff"
 
@@ -91,6 +91,22 @@ def _number(value: Any) -> float | None:
     raise TypeError("not a number")
 
 
+def half_pair(values: Iterable[Any]) -> int:
+    r"""Index of the first value with half a surrogate pair, or -1: "\ud800" is JSON, not text."""
+    for index, value in enumerate(values):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            return index
+    return -1
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, list):
+        return files.ID_BYTES * len(value) + sum(len(text) for text in value if text)
+    return len(value) if isinstance(value, str) else 0
+
+
 _OTHERS = {"product_id": "product_ids", "product_ids": "product_id"}
 _JSON_CONVERTERS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "query": (_query, "text"),
@@ -112,13 +128,9 @@ def stream_jsonl(
     def flush() -> TableBatch:
         try:
             found = {name: pa.array(values[name], COLUMN_TYPES[name]) for name in columns}
-        except UnicodeEncodeError as error:  # "\ud800" is valid JSON, and no text
-            for index, number in enumerate(numbers):
-                try:
-                    json.dumps([v[index] for v in values.values()], ensure_ascii=False).encode()
-                except UnicodeEncodeError:
-                    raise DataError(path, "holds half a surrogate pair", number) from error
-            raise
+        except UnicodeEncodeError as error:
+            number = numbers[half_pair(zip(*values.values(), strict=True))]
+            raise DataError(path, "holds half a surrogate pair", number) from error
         first = numbers[0]
         numbers.clear()
         for name in columns:
@@ -130,7 +142,7 @@ def stream_jsonl(
         for number, row in json_rows(path, stream):
             if numbers and (
                 len(numbers) >= files.BATCH_ROWS
-                or size > files.MAX_ROW_BYTES
+                or size >= files.BATCH_BYTES
                 or number != numbers[-1] + 1
             ):
                 yield flush()
@@ -144,6 +156,6 @@ def stream_jsonl(
                 except (TypeError, OverflowError) as error:
                     raise DataError(path, f"{name} must be {needed}", number) from error
             numbers.append(number)
-            size += len(row.get("query") or "")
+            size += sum(_size(column[-1]) for column in values.values())
         if numbers:
             yield flush()

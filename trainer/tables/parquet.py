@@ -14,22 +14,50 @@ from trainer.tables.files import COLUMN_TYPES, TableBatch, is_text
 
 __all__ = ["parquet_columns", "stream_parquet"]
 
+#: Rows decoded at once: nothing in a file tells how long their lists and texts are.
+_SLICE_ROWS = 1024
+
 
 def parquet_columns(path: Path) -> list[str]:
     """Names of the columns."""
-    with pq.ParquetFile(path) as file:
-        return list(file.schema_arrow.names)
+    try:
+        with pq.ParquetFile(path) as file:
+            return list(file.schema_arrow.names)
+    except UnicodeDecodeError as error:
+        raise DataError(path, "the names of its columns are not UTF-8 text") from error
 
 
 def stream_parquet(path: Path, columns: Sequence[str]) -> Iterator[TableBatch]:
     """Read some columns; arguments and errors as of :func:`trainer.tables.stream_columns`."""
     # A buffer size keeps memory to some pages of a row group, where the default reads it whole.
     with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
-        row = 1
-        for batch in file.iter_batches(batch_size=files.BATCH_ROWS, columns=list(columns)):
-            found = {name: _converted(path, name, batch.column(name), row) for name in columns}
-            yield TableBatch(row, found)
+        slice_rows = min(_SLICE_ROWS, files.BATCH_ROWS)
+        parts: dict[str, list[pa.Array]] = {name: [] for name in columns}
+        first = row = 1
+        size = 0
+        for batch in file.iter_batches(batch_size=slice_rows, columns=list(columns)):
+            if row - first + batch.num_rows > files.BATCH_ROWS or size >= files.BATCH_BYTES:
+                yield _joined(first, parts)
+                first, size = row, 0
+            for name in columns:
+                part = _converted(path, name, batch.column(name), row)
+                parts[name].append(part)
+                size += _size(part)
             row += batch.num_rows
+        if row > first:
+            yield _joined(first, parts)
+
+
+def _joined(first_row: int, parts: dict[str, list[pa.Array]]) -> TableBatch:
+    found = {name: pa.concat_arrays(arrays) for name, arrays in parts.items()}
+    for arrays in parts.values():
+        arrays.clear()
+    return TableBatch(first_row, found)
+
+
+def _size(array: pa.Array) -> int:
+    size: int = array.nbytes
+    return size + (files.ID_BYTES * len(array.flatten()) if pa.types.is_list(array.type) else 0)
 
 
 def _converted(path: Path, name: str, array: pa.Array, first_row: int) -> pa.Array:
