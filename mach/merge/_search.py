@@ -81,6 +81,8 @@ def search_all(
     places = index.num_classes
     if allowed.listed.shape[0] > 0:
         places = allowed.listed.shape[0]
+    if best_scores.shape[1] == 0:
+        places = 0  # a heap without room has no worst to compare with
     for i in range(scores.shape[0]):
         if not survey(scores[i], tops):
             return i
