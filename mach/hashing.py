@@ -1,4 +1,4 @@
-"""Hashing of products to buckets: a 2-universal family that moves blocks of products together.
+"""Hashing of products to buckets: a family that moves blocks of products together.
 
 MACH (Medini et al., "Extreme Classification in Log Memory using Count-Min Sketch",
 NeurIPS 2019) asks for R independent draws from a 2-universal family, that is for two products
@@ -7,18 +7,14 @@ and lets a search add up many products in one instruction: ``width`` consecutive
 block, lie in as many consecutive buckets, from a start that each repetition draws anew::
 
     h_r(i) = (s_r(i div width) + i mod width) mod B
+    s_r(x) = floor(v B / q),    v = (a_r x^2 + b_r x + c_r) mod q,    q = 2**31 - 1
 
-Products of one block never collide. Those of two blocks do where the starts differ by one certain
-number mod B, and these differences are spread evenly over the B buckets. Given a product, the
-others collide with it no less independently than under independent buckets, so that a merged
-score's variance is no larger; ``docs/merge.md`` has the argument and the measurements.
-
-Starts are jittered cells, so that buckets are all but equally large: with x the block,
-
-    s_r(x) = floor((u + v / q) * B / p),  u = (a_r * x + b_r) mod p,  v = (c_r * x + d_r) mod q
-
-where p is the smallest prime not below the number of blocks, and q = 2**31 - 1. Both maps are of
-the family of Carter and Wegman ("Universal classes of hash functions", 1979).
+Polynomials of degree 2 are 3-independent (Wegman and Carter, "New hash functions and their use in
+authentication and set equality", 1981): the starts of any three blocks are. So two products of
+different blocks collide with probability 1/B (to some B/q), products of one block never, and given
+a product, which others collide with it is independent between blocks: a merged score's variance is
+no larger than under a hash of single products that are pairwise independent given a third.
+``docs/merge.md`` has the argument and measurements.
 """
 
 from __future__ import annotations
@@ -31,50 +27,20 @@ from numpy.typing import NDArray
 
 from mach.errors import InvalidInput
 
-__all__ = ["MAX_CLASSES", "UniversalHash", "block_width", "smallest_prime_from"]
+__all__ = ["MAX_CLASSES", "MAX_WIDTH", "UniversalHash", "block_width"]
 
-#: With factors below 2**31 all products stay below 2**63.
-MAX_CLASSES = 2**31 - 1
+#: Blocks and coefficients are below this prime, so that all products stay below 2**63.
+MAX_CLASSES = _PRIME = 2**31 - 1
+#: Products a block at most. Of 8-bit codes: eight cache lines, read one after the other.
+MAX_WIDTH = 512
 
-_FAMILY = "affine-blocks"
-_JITTER_PRIME = 2**31 - 1
-_MOST_WIDTH = 512  # of 8-bit codes: eight cache lines, read one after the other
-_WITNESSES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)  # Miller-Rabin, exact below 2**64
-
-
-def _is_prime(n: int) -> bool:
-    if n < 2:
-        return False
-    for q in _WITNESSES:
-        if n % q == 0:
-            return n == q
-    odd, twos = n - 1, 0
-    while odd % 2 == 0:
-        odd, twos = odd // 2, twos + 1
-    for witness in _WITNESSES:
-        x = pow(witness, odd, n)
-        if x in (1, n - 1):
-            continue
-        for _ in range(twos - 1):
-            x = x * x % n
-            if x == n - 1:
-                break
-        else:
-            return False
-    return True
-
-
-def smallest_prime_from(n: int) -> int:
-    """The smallest prime that is at least ``n``."""
-    candidate = max(2, n)
-    while not _is_prime(candidate):
-        candidate += 1
-    return candidate
+_FAMILY = "quadratic-blocks"
+_TERMS = 3
 
 
 def block_width(num_buckets: int) -> int:
     """Products a block: the largest power of two up to 512 of which two blocks fit B buckets."""
-    return int(min(_MOST_WIDTH, 1 << max(0, (num_buckets // 2).bit_length() - 1)))
+    return int(min(MAX_WIDTH, 1 << max(0, (num_buckets // 2).bit_length() - 1)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,22 +50,14 @@ class UniversalHash:
     Attributes:
         num_classes: K.
         num_buckets: B.
-        width: products a block, a power of two of at most B.
-        prime: p, at least the number of blocks.
-        multipliers: a, from 1 to p - 1, uint64, shape (R,).
-        offsets: b, below p, uint64, shape (R,).
-        jitter_multipliers: c, from 1 to q - 1, uint64, shape (R,).
-        jitter_offsets: d, below q, uint64, shape (R,).
+        width: products a block, a power of two of at most B and :data:`MAX_WIDTH`.
+        coefficients: a, b and c of each repetition, below q, uint64, shape (R, 3).
     """
 
     num_classes: int
     num_buckets: int
     width: int
-    prime: int
-    multipliers: NDArray[np.uint64]
-    offsets: NDArray[np.uint64]
-    jitter_multipliers: NDArray[np.uint64]
-    jitter_offsets: NDArray[np.uint64]
+    coefficients: NDArray[np.uint64]
 
     @classmethod
     def draw(
@@ -119,21 +77,16 @@ class UniversalHash:
         ):
             if not 1 <= value <= MAX_CLASSES:
                 raise InvalidInput(name, f"must be from 1 to {MAX_CLASSES}, got {value}")
-        width = block_width(num_buckets)
-        prime = smallest_prime_from(-(-num_classes // width))
-        parameters = np.empty((4, num_repetitions), np.uint64)
+        coefficients = np.empty((num_repetitions, _TERMS), np.uint64)
         for repetition in range(num_repetitions):
             rng = np.random.Generator(np.random.PCG64([seed, repetition]))
-            for row, (least, past) in enumerate(
-                ((1, prime), (0, prime), (1, _JITTER_PRIME), (0, _JITTER_PRIME))
-            ):
-                parameters[row, repetition] = rng.integers(least, past)
-        return cls(num_classes, num_buckets, width, prime, *parameters)
+            coefficients[repetition] = rng.integers(0, _PRIME, _TERMS)
+        return cls(num_classes, num_buckets, block_width(num_buckets), coefficients)
 
     @property
     def num_repetitions(self) -> int:
         """R."""
-        return len(self.multipliers)
+        return len(self.coefficients)
 
     @property
     def num_blocks(self) -> int:
@@ -142,12 +95,10 @@ class UniversalHash:
 
     def starts(self, repetition: int, blocks: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         """The buckets of the ``blocks``' first products in one repetition, int64, their shape."""
-        x = np.asarray(blocks).astype(np.uint64)
-        p, q, b = (np.uint64(n) for n in (self.prime, _JITTER_PRIME, self.num_buckets))
-        u = (self.multipliers[repetition] * x + self.offsets[repetition]) % p
-        v = (self.jitter_multipliers[repetition] * x + self.jitter_offsets[repetition]) % q
-        # A floor within a floor: the same as of the whole.
-        starts: NDArray[np.int64] = ((u * b + v * b // q) // p).astype(np.int64)
+        x, q = np.asarray(blocks).astype(np.uint64), np.uint64(_PRIME)
+        a, b, c = self.coefficients[repetition]
+        v = ((a * x + b) % q * x + c) % q
+        starts: NDArray[np.int64] = (v * np.uint64(self.num_buckets) // q).astype(np.int64)
         return starts
 
     def buckets(self, repetition: int, classes: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
@@ -169,16 +120,13 @@ class UniversalHash:
         return {
             "family": _FAMILY,
             "width": self.width,
-            "prime": self.prime,
-            **{name: [int(number) for number in getattr(self, name)] for name in _PARAMETERS},
+            "coefficients": [[int(number) for number in row] for row in self.coefficients],
         }
 
     def describe(self, repetition: int) -> dict[str, Any]:
-        """The same of one repetition, JSON-ready."""
-        entry: dict[str, Any] = {"family": _FAMILY, "width": self.width, "prime": self.prime}
-        for name in _PARAMETERS:
-            entry[name.removesuffix("s")] = int(getattr(self, name)[repetition])
-        return entry
+        """The same of one repetition."""
+        entry = self.to_manifest()
+        return entry | {"coefficients": entry["coefficients"][repetition]}
 
     @classmethod
     def from_manifest(
@@ -192,24 +140,14 @@ class UniversalHash:
         if entry.get("family") != _FAMILY:
             raise InvalidInput("hash.family", f"unknown hash family {entry.get('family')!r}")
         try:
-            width, prime = int(entry["width"]), int(entry["prime"])
-            lists = [[int(number) for number in entry[name]] for name in _PARAMETERS]
+            width = int(entry["width"])
+            rows = [[int(number) for number in row] for row in entry["coefficients"]]
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InvalidInput("hash", f"cannot be read: {error!r}") from error
-        if not 1 <= width <= num_buckets or width & (width - 1):
-            raise InvalidInput("hash.width", f"{width} is no power of two up to B")
-        if not -(-num_classes // width) <= prime <= MAX_CLASSES or not _is_prime(prime):
-            raise InvalidInput("hash.prime", f"{prime} is no prime of at least the blocks")
-        for name, numbers in zip(_PARAMETERS, lists, strict=True):
-            least = 1 if "multipliers" in name else 0
-            past = _JITTER_PRIME if "jitter" in name else prime
-            if not numbers or len(numbers) != len(lists[0]):
-                raise InvalidInput(f"hash.{name}", "needs one entry a repetition")
-            if min(numbers) < least or max(numbers) >= past:
-                raise InvalidInput(f"hash.{name}", f"an entry is not from {least} to {past - 1}")
-        return cls(
-            num_classes, num_buckets, width, prime, *(np.array(some, np.uint64) for some in lists)
-        )
-
-
-_PARAMETERS = ("multipliers", "offsets", "jitter_multipliers", "jitter_offsets")
+        if not 1 <= width <= min(num_buckets, MAX_WIDTH) or width & (width - 1):
+            raise InvalidInput("hash.width", f"{width} is no power of two up to B and {MAX_WIDTH}")
+        if not rows or any(len(row) != _TERMS for row in rows):
+            raise InvalidInput("hash.coefficients", f"needs {_TERMS} numbers a repetition")
+        if not all(0 <= number < _PRIME for row in rows for number in row):
+            raise InvalidInput("hash.coefficients", f"a number is not from 0 to {_PRIME - 1}")
+        return cls(num_classes, num_buckets, width, np.array(rows, np.uint64))

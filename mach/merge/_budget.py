@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from functools import reduce
+from operator import add
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +35,7 @@ def search_within(
     if not survey(scores, workspace.tops):
         return None
     tops = workspace.tops.tolist()
-    top_sum = sum(tops)
+    top_sum = reduce(add, tops, 0.0)  # as products' scores are added up: sum() may round less
     listed = len(allowed.listed)
     places, bounds, order = listed or index.num_classes, np.full(1, top_sum), np.empty(0, np.int64)
     by_block = index.shift > 0 and not listed

@@ -21,6 +21,8 @@ __all__ = ["BlockHash", "BucketTable"]
 _MAGIC = b"MACHBKT2"
 _ALIGNMENT = 4096  # the array starts on a page
 _MOST_CLASSES = 2**31 - 1
+_MOST_WIDTH = 512  # whole blocks are added up together
+_MOST_REPETITIONS = 10_000  # their codes are added up in 16 bits
 
 
 class BlockHash(Protocol):
@@ -36,7 +38,7 @@ class BlockHash(Protocol):
 
     @property
     def width(self) -> int:
-        """Products a block, a power of two of at most B."""
+        """Products a block, a power of two of at most B and 512."""
 
     def starts(self, repetition: int, blocks: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         """The buckets of the blocks' first products."""
@@ -56,7 +58,7 @@ class BucketTable:
         num_classes: K.
         num_buckets: B.
         num_repetitions: R.
-        width: products a block, a power of two of at most B; 1 for an assignment.
+        width: products a block, a power of two of at most B and 512; 1 for an assignment.
         starts: ``dtype``, read-only, shape (R, blocks); rows are padded with zeros to a multiple
             of four blocks.
         dtype: uint16 while B ≤ 65,536, else uint32.
@@ -78,14 +80,18 @@ class BucketTable:
         """A table over a hash.
 
         Raises:
-            InvalidInput: if a size is out of range, or the width no power of two of at most B.
+            InvalidInput: if a size is out of range, or the width no power of two of at most B and 512.
         """
         if not 1 <= num_classes <= _MOST_CLASSES:
             raise InvalidInput(
                 "num_classes", f"must be from 1 to {_MOST_CLASSES}, not {num_classes}"
             )
         if not _is_width(hash.width, hash.num_buckets):
-            raise InvalidInput("hash.width", f"{hash.width} is no power of two up to B")
+            message = f"{hash.width} is no power of two up to B and {_MOST_WIDTH}"
+            raise InvalidInput("hash.width", message)
+        if not 1 <= hash.num_repetitions <= _MOST_REPETITIONS:
+            message = f"must be from 1 to {_MOST_REPETITIONS}, not {hash.num_repetitions}"
+            raise InvalidInput("num_repetitions", message)
         blocks = np.arange(-(-num_classes // hash.width))
         starts = _empty(hash.num_repetitions, len(blocks), hash.num_buckets)
         for repetition in range(hash.num_repetitions):
@@ -109,7 +115,7 @@ class BucketTable:
         if assignment.ndim != 2 or not np.issubdtype(assignment.dtype, np.integer):
             raise InvalidInput("assignment", "must be integers of shape (R, K)")
         repetitions, classes = assignment.shape
-        if not repetitions or not classes or classes > _MOST_CLASSES:
+        if not 1 <= repetitions <= _MOST_REPETITIONS or not 1 <= classes <= _MOST_CLASSES:
             raise InvalidInput("assignment", f"cannot index {repetitions} x {classes} buckets")
         largest = int(assignment.max())
         buckets = largest + 1 if num_buckets is None else num_buckets
@@ -225,10 +231,14 @@ class BucketTable:
         classes, buckets, repetitions, width = (
             int(header[name]) for name in ("num_classes", "num_buckets", "num_repetitions", "width")
         )
-        if min(classes, buckets, repetitions) < 1 or classes > _MOST_CLASSES:
+        if (
+            min(classes, buckets, repetitions) < 1
+            or classes > _MOST_CLASSES
+            or repetitions > _MOST_REPETITIONS
+        ):
             raise ValueError("a size is out of range")
         if not _is_width(width, buckets):
-            raise ValueError("the width is no power of two of at most B")
+            raise ValueError(f"the width is no power of two of at most B and {_MOST_WIDTH}")
         shape = repetitions, _padded(-(-classes // width))
         dtype = _dtype(buckets)
         position += -position % _ALIGNMENT
@@ -243,7 +253,7 @@ class BucketTable:
 
 
 def _is_width(width: int, buckets: int) -> bool:
-    return 1 <= width <= buckets and not width & (width - 1)
+    return 1 <= width <= min(buckets, _MOST_WIDTH) and not width & (width - 1)
 
 
 def _dtype(buckets: int) -> np.dtype[Any]:

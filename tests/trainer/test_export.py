@@ -187,7 +187,7 @@ def test_what_the_file_says_of_itself(weights, tmp_path):
     assert properties["mach.num_features"] == str(F)
     assert properties["mach.num_classes"] == "1000"
     assert properties["mach.loss"] == "softmax"
-    assert json.loads(properties["mach.hash"])["multiplier"] == int(HASH.multipliers[2])
+    assert json.loads(properties["mach.hash"])["coefficients"] == HASH.coefficients[2].tolist()
     assert [(o.domain, o.version) for o in model.opset_import] == [("", 17)]
     again = build_model(weights, HASH, 2, "int8").SerializeToString(deterministic=True)
     assert path.read_bytes() == again
