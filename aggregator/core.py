@@ -233,7 +233,6 @@ class Aggregator:
         results, stats = merge_jobs(jobs, features, rows, self._policy.encoding, coverage)
         if stats.queries:
             self._metrics.candidates.observe(stats.candidates / stats.queries)
-            self._metrics.unproven.inc(stats.unproven)
         return results
 
     def bundles_changed(self) -> None:

@@ -33,12 +33,10 @@ class MergeStats:
     Attributes:
         queries: queries merged.
         candidates: products looked at.
-        unproven: answers that may not be the exact top k.
     """
 
     queries: int = 0
     candidates: int = 0
-    unproven: int = 0
 
 
 def empty_result(coverage: Coverage, options: SearchOptions) -> SearchResult:
@@ -105,7 +103,6 @@ class Merger:
         served, rows, options, query = self._served, self._rows, wanted.options, wanted.row
         self.stats.queries += 1
         self.stats.candidates += found.candidates
-        self.stats.unproven += not found.proven
         classes = found.classes
         return SearchResult(
             served.catalog.product_ids(classes.tolist()),

@@ -48,9 +48,6 @@ class AggregatorMetrics:
         self.candidates = histogram(
             "candidates", "Products looked at for a query, mean of a batch.", _CANDIDATE_BUCKETS
         )
-        self.unproven = counter(
-            "unproven_queries_total", "Queries whose top-k may not be the exact one."
-        )
         self._coverage = histogram(
             "coverage_ratio", "Share of the repetitions a call's answers rest on.", _SHARE_BUCKETS
         )

@@ -37,12 +37,11 @@ def search_within(
     tops = workspace.tops.tolist()
     top_sum = reduce(add, tops, 0.0)  # as products' scores are added up: sum() may round less
     listed = len(allowed.listed)
-    places, bounds, order = listed or index.num_classes, np.full(1, top_sum), np.empty(0, np.int64)
+    places = listed or index.num_classes
+    bounds, order = np.full(1, top_sum), np.empty(0, np.int64)
     by_block = index.shift > 0 and not listed
     if by_block:
-        bounds = _block_bounds(scores, index)
-        order = np.argsort(-bounds, kind="stable")
-        places, bounds = len(order) << index.shift, bounds[order]
+        order, bounds = _best_first(_block_bounds(scores, index), index.num_classes >> index.shift)
     scan = Scan(
         scores=scores,
         codes=workspace.codes,
@@ -69,8 +68,20 @@ def search_within(
         if time.perf_counter() >= deadline:
             break
     heap_sort(scan.heap_scores, scan.heap_classes, size)
-    looked_at = min(place, listed or index.num_classes)
-    return TopKResult(scan.heap_classes[:size], scan.heap_scores[:size], proven, bound, looked_at)
+    return TopKResult(scan.heap_classes[:size], scan.heap_scores[:size], proven, bound, place)
+
+
+def _best_first(
+    bounds: NDArray[np.float64], whole: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Blocks by falling bound, and what none from there on exceeds.
+
+    A short block, after the ``whole`` ones, comes last, so that every place has a product.
+    """
+    order = np.argsort(-bounds[:whole], kind="stable")
+    rest = np.full(len(bounds) - whole, whole, np.int64)
+    order = np.concatenate([order, rest])
+    return order, np.maximum(bounds[order], bounds[rest].max(initial=-np.inf))
 
 
 def _block_bounds(scores: NDArray[np.float32], index: Index) -> NDArray[np.float64]:

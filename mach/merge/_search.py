@@ -48,8 +48,8 @@ def scan_places(scan: Scan, workspace: Workspace, start: Int, end: Int, size: In
     """
     room = scan.heap_scores.shape[0]
     for first in range(start, end, CHUNK):
-        # Where classes rise, a tie with the worst kept comes after it.
-        if scan.order.shape[0] == 0 and size == room and scan.heap_scores[0] >= scan.top_sum:
+        # What scores as much comes in the order of its classes: a tie is worse than what is kept.
+        if size == room and scan.heap_scores[0] >= scan.top_sum:
             break
         length = min(CHUNK, end - first)
         add_up(scan, first, length, workspace.blocks, workspace.sums)

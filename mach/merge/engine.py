@@ -29,7 +29,8 @@ class TopK:
 
     The score of product i is the float64 sum, in increasing order of repetition, of the float32
     ``scores[r, h_r(i)]``; products are ordered by score falling, then by class rising. Searches
-    release the GIL and allocate nothing that grows with the number of products.
+    release the GIL and allocate nothing that grows with the number of products, but for a few words
+    a block within a budget.
 
     Args:
         table: the products.

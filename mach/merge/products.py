@@ -27,7 +27,8 @@ class ProductSet:
         listed: the products allowed before ``blocked`` are taken away, increasing, uint32; None
             where they are too many to list.
         bitmap: the same as one bit a product, least significant first, uint8, shape
-            (ceil(K / 8),); None where ``listed`` says it, or all are allowed.
+            (ceil(K / 8),); None where all are allowed, or ``listed`` says it and nobody has asked
+            for bits.
         blocked: products taken away, increasing, uint32; all of them allowed otherwise.
     """
 
@@ -151,10 +152,13 @@ class ProductSet:
 
     def as_bitmap(self) -> NDArray[np.uint8]:
         """The products allowed before ``blocked`` are taken away as one bit each; kept."""
-        if self.bitmap is None:
-            mask = np.zeros(self.num_classes, np.bool_)
-            mask[slice(None) if self.listed is None else self.listed] = True
-            self.bitmap = np.packbits(mask, bitorder="little")
+        if self.bitmap is None and self.listed is not None:
+            bitmap = np.zeros(-(-self.num_classes // 8), np.uint8)
+            bits = np.left_shift(1, self.listed & 7).astype(np.uint8)
+            np.bitwise_or.at(bitmap, self.listed >> 3, bits)
+            self.bitmap = bitmap
+        elif self.bitmap is None:
+            self.bitmap = np.packbits(np.ones(self.num_classes, np.bool_), bitorder="little")
         return self.bitmap
 
 

@@ -40,7 +40,7 @@ class TopKResult:
         scores: sums of additive scores over the repetitions, float64, shape (k',).
         proven: whether these are the k best, in the order of scoring every product.
         bound: no product that was not looked at has a higher sum than this.
-        candidates: how many products were looked at, each time it was.
+        candidates: how many products were looked at, at most.
     """
 
     classes: NDArray[np.int64]

@@ -80,7 +80,7 @@ class BucketTable:
         """A table over a hash.
 
         Raises:
-            InvalidInput: if a size is out of range, or the width no power of two of at most B and 512.
+            InvalidInput: if a size is out of range, or the width no power of two up to B and 512.
         """
         if not 1 <= num_classes <= _MOST_CLASSES:
             raise InvalidInput(

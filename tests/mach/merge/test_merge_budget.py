@@ -24,10 +24,10 @@ def table():
     return BucketTable.from_hash(hashing, K), hashing.table()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     most=st.integers(1, 80_000),
-    kind=st.sampled_from(["trained-like", "flat"]),
+    kind=st.sampled_from(["trained-like", "flat", "tied"]),
     explicit=st.booleans(),
     selectivity=st.sampled_from([None, 0.5, 0.01]),
     seed=st.integers(0, 1000),
@@ -35,8 +35,10 @@ def table():
 def test_the_bound_holds(table, most, kind, explicit, selectivity, seed):
     table, full = table
     rng = np.random.default_rng(seed)
-    draw = flat if kind == "flat" else trained_like
-    scores = draw(table, 1, rng)[0]
+    if kind == "tied":
+        scores = rng.integers(-2, 1, (R, B)).astype(np.float32)
+    else:
+        scores = {"flat": flat, "trained-like": trained_like}[kind](table, 1, rng)[0]
     mask, allowed = np.ones(K, bool), None
     if selectivity is not None:
         mask = rng.random(K) < selectivity
@@ -107,3 +109,35 @@ def test_one_bucket_holds_every_product():
         result = engine.search(scores, 3, budget=budget)
         np.testing.assert_array_equal(result.classes, [0, 1, 2])
         np.testing.assert_array_equal(result.scores, [-10.0] * 3)
+
+
+@pytest.mark.parametrize("classes", [1, 63, 64, 65, 513, 40_001])
+def test_a_budget_of_all_products_is_enough_for_all(classes):
+    hashing = UniversalHash.draw(classes, B, R, 1)
+    engine = TopK(BucketTable.from_hash(hashing, classes))
+    scores = np.random.default_rng(0).normal(size=(R, B)).astype(np.float32)
+    result = engine.search(scores, 5, budget=WorkBudget(max_candidates=classes))
+    assert result.proven
+    np.testing.assert_array_equal(result.classes, reference_top_k(scores, hashing.table(), 5)[0])
+    part = engine.search(scores, classes, budget=WorkBudget(max_candidates=max(1, classes - 1)))
+    assert len(part.classes) == part.candidates == max(1, classes - 1)
+
+
+def test_what_can_be_reached_is_added_up_as_scores_are():
+    """A sum that rounds less, as sum() does from Python 3.12 on, may be below the best score."""
+    rows, classes = 32, 40_000
+    table = np.ones((rows, classes), np.int64)
+    table[:, -1] = 0  # the best product
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        scores = np.empty((rows, 2), np.float32)
+        scores[:, 0] = -(10.0 ** rng.uniform(-8, 2, rows))
+        scores[:, 1] = np.nextafter(scores[:, 0], -np.inf, dtype=np.float32)
+        engine = TopK(BucketTable.from_assignment(table, 2), warm=False)
+        exact = engine.search(scores, 1)
+        found = engine.search(scores, 1, budget=WorkBudget(max_candidates=32_768))
+        assert exact.classes.tolist() == [classes - 1]
+        assert not found.proven
+        assert found.bound >= exact.scores[0]
+        whole = engine.search(scores, 1, budget=WorkBudget(seconds=60))
+        np.testing.assert_array_equal(whole.classes, exact.classes)

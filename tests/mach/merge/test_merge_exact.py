@@ -172,8 +172,10 @@ def test_a_set_of_all_products_costs_nothing():
     scores = draw_scores("peaked", rng, 8, 500)
     plain = TopK(table).search(scores, 20)
     everything = ProductSet.from_mask(np.ones(50_000, bool))
-    with mock.patch.object(ProductSet, "as_bitmap", side_effect=AssertionError):
-        found = TopK(table).search(scores, 20, allowed=everything)
+    original = TopK._allowed
+    with mock.patch.object(TopK, "_allowed", autospec=True, side_effect=original) as asked:
+        found = TopK(table, warm=False).search(scores, 20, allowed=everything)
+    assert asked.call_args.args[1] is None
     check(found, plain.classes, plain.scores)
     assert found.candidates == plain.candidates
 
