@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,8 @@ from hypothesis import strategies as st
 
 from mach.errors import InvalidInput
 from mach.hashing import UniversalHash
-from mach.merge import BucketTable, ProductSet, TopK, WorkBudget
+from mach.merge import BucketTable, ProductSet, TopK, WorkBudget, _budget
+from mach.merge._search import CHUNK
 from mach.merge.reference import reference_scores, reference_top_k
 from mach.merge.simulate import flat, trained_like
 
@@ -29,10 +32,11 @@ def table():
     most=st.integers(1, 80_000),
     kind=st.sampled_from(["trained-like", "flat", "tied"]),
     explicit=st.booleans(),
+    chunk=st.sampled_from([64, 4096, CHUNK]),
     selectivity=st.sampled_from([None, 0.5, 0.01]),
     seed=st.integers(0, 1000),
 )
-def test_the_bound_holds(table, most, kind, explicit, selectivity, seed):
+def test_the_bound_holds(table, most, kind, explicit, chunk, selectivity, seed):
     table, full = table
     rng = np.random.default_rng(seed)
     if kind == "tied":
@@ -46,7 +50,8 @@ def test_the_bound_holds(table, most, kind, explicit, selectivity, seed):
     if explicit:
         table = BucketTable.from_assignment(full, B)
     budget = WorkBudget(max_candidates=most)
-    result = TopK(table, warm=False).search(scores, 20, budget=budget, allowed=allowed)
+    with mock.patch.object(_budget, "CHUNK", chunk):
+        result = TopK(table, warm=False).search(scores, 20, budget=budget, allowed=allowed)
     sums = reference_scores(scores, full)
     np.testing.assert_array_equal(result.scores, sums[result.classes])
     assert mask[result.classes].all()
@@ -141,3 +146,18 @@ def test_what_can_be_reached_is_added_up_as_scores_are():
         assert found.bound >= exact.scores[0]
         whole = engine.search(scores, 1, budget=WorkBudget(seconds=60))
         np.testing.assert_array_equal(whole.classes, exact.classes)
+
+
+def test_a_tie_in_a_block_that_was_not_looked_at_is_no_proof():
+    width, buckets = 64, 200
+    starts = np.array([[0, 100, 0, 0], [0, 100, 0, 0]], np.uint16)
+    table = BucketTable(2 * width, buckets, width, starts)
+    scores = np.full((2, buckets), -10, np.float32)
+    scores[:, 5] = 1  # class 5: 2, which is its block's bound
+    scores[:, 107] = 3, -1  # class 71: 2 as well, in a block that may have 3
+    scores[1, 110] = 0
+    with mock.patch.object(_budget, "CHUNK", width):
+        found = TopK(table, warm=False).search(scores, 1, budget=WorkBudget(seconds=60))
+        part = TopK(table, warm=False).search(scores, 1, budget=WorkBudget(max_candidates=width))
+    assert found.classes.tolist() == [5]
+    assert (part.classes.tolist(), part.proven, part.bound) == ([71], False, 2.0)
