@@ -74,8 +74,8 @@ bench-accuracy: $(COMPILED) ## Compare accuracy and cost with PECOS, omikuji and
 	$(RUN) python -m benchmarks.accuracy $(DATASETS) $(if $(TIB),--tib $(TIB)) \
 		$(if $(ONLY),--only $(ONLY)) $(if $(SKIP),--skip $(SKIP)) $(if $(RESUME),--resume)
 
-# PARTS: sizes, scaling, related, filters, stored; all by default.
-bench-merge: $(COMPILED) ## Measure the top-k at several sizes (half an hour)
+# PARTS: sizes, scaling, filters, explicit; all by default.
+bench-merge: $(COMPILED) ## Measure the top-k at several sizes (ten minutes)
 	$(RUN) python -m benchmarks.merge measure $(PARTS)
 	$(RUN) python -m benchmarks.merge report
 
