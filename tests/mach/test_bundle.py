@@ -174,7 +174,7 @@ def test_another_format_is_named(bundle_dir):
         lambda fields: fields.update(num_buckets=9),
         lambda fields: fields["files"][CATALOG_FILE].update(sha256="0" * 64),
         lambda fields: fields["merge"].update(exponent=1.0),
-        lambda fields: fields["hash"]["offsets"].reverse(),
+        lambda fields: fields["hash"]["coefficients"].reverse(),
         lambda fields: fields["features"].update(word_ngrams=1),
     ],
 )

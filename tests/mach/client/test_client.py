@@ -282,15 +282,16 @@ def refusal(milliseconds):
 
 
 def test_a_refusal_is_waited_out_where_there_is_time(call, script):
-    script.failures = [refusal(80), refusal(20)]
+    script.failures = [refusal(200), refusal(100)]
     begun = time.monotonic()
-    found = call("search", "a", client_options={"max_attempts": 3, "timeout": 0.9})
+    found = call("search", "a", client_options={"max_attempts": 3, "timeout": 3})
     assert found.bundle_version == "v1"
-    assert time.monotonic() - begun >= 0.1
-    first, second, third = (left for _, left in script.seen)
-    assert first <= 0.9  # one deadline for all of them
-    assert second <= 0.9 - 0.08
-    assert third <= 0.9 - 0.08 - 0.02
+    assert time.monotonic() - begun >= 0.3
+    # One deadline for all of them. Clocks that gRPC and Python go by are some milliseconds apart.
+    first, second, third = (left - 0.05 for _, left in script.seen)
+    assert first < 3
+    assert second < 3 - 0.2
+    assert third < 3 - 0.2 - 0.1
 
 
 def test_a_refusal_for_longer_is_told_at_once(call, script):
