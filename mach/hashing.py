@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from mach.errors import InvalidInput
 
-__all__ = ["MAX_CLASSES", "MAX_WIDTH", "UniversalHash", "block_width"]
+__all__ = ["MAX_CLASSES", "MAX_WIDTH", "UniversalHash", "block_width", "is_width"]
 
 #: Blocks and coefficients are below this prime, so that all products stay below 2**63.
 MAX_CLASSES = _PRIME = 2**31 - 1
@@ -36,6 +36,11 @@ MAX_WIDTH = 512
 
 _FAMILY = "quadratic-blocks"
 _TERMS = 3
+
+
+def is_width(width: int, num_buckets: int) -> bool:
+    """Whether blocks may have so many products: a power of two up to B and :data:`MAX_WIDTH`."""
+    return 1 <= width <= min(num_buckets, MAX_WIDTH) and not width & (width - 1)
 
 
 def block_width(num_buckets: int) -> int:
@@ -120,13 +125,12 @@ class UniversalHash:
         return {
             "family": _FAMILY,
             "width": self.width,
-            "coefficients": [[int(number) for number in row] for row in self.coefficients],
+            "coefficients": self.coefficients.tolist(),
         }
 
     def describe(self, repetition: int) -> dict[str, Any]:
         """The same of one repetition."""
-        entry = self.to_manifest()
-        return entry | {"coefficients": entry["coefficients"][repetition]}
+        return self.to_manifest() | {"coefficients": self.coefficients[repetition].tolist()}
 
     @classmethod
     def from_manifest(
@@ -144,7 +148,7 @@ class UniversalHash:
             rows = [[int(number) for number in row] for row in entry["coefficients"]]
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InvalidInput("hash", f"cannot be read: {error!r}") from error
-        if not 1 <= width <= min(num_buckets, MAX_WIDTH) or width & (width - 1):
+        if not is_width(width, num_buckets):
             raise InvalidInput("hash.width", f"{width} is no power of two up to B and {MAX_WIDTH}")
         if not rows or any(len(row) != _TERMS for row in rows):
             raise InvalidInput("hash.coefficients", f"needs {_TERMS} numbers a repetition")

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import time
-from functools import reduce
-from operator import add
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.merge._codes import encode, survey
-from mach.merge._scan import Allowed, Index, Scan
-from mach.merge._search import CHUNK, Workspace, scan_places
+from mach.merge._codes import survey
+from mach.merge._scan import Allowed, Index
+from mach.merge._search import CHUNK, Workspace, begin, scan_places
 from mach.merge._select import heap_sort
 from mach.merge.result import TopKResult, WorkBudget
 
@@ -34,26 +32,14 @@ def search_within(
     deadline = np.inf if budget.seconds is None else time.perf_counter() + budget.seconds
     if not survey(scores, workspace.tops):
         return None
-    tops = workspace.tops.tolist()
-    top_sum = reduce(add, tops, 0.0)  # as products' scores are added up: sum() may round less
     listed = len(allowed.listed)
-    places = listed or index.num_classes
-    bounds, order = np.full(1, top_sum), np.empty(0, np.int64)
     by_block = index.shift > 0 and not listed
+    order = np.empty(0, np.int64)
     if by_block:
         order, bounds = _best_first(_block_bounds(scores, index), index.num_classes >> index.shift)
-    scan = Scan(
-        scores=scores,
-        codes=workspace.codes,
-        searched=index,
-        allowed=allowed,
-        order=order,
-        heap_scores=np.empty(k, np.float64),
-        heap_classes=np.empty(k, np.int64),
-        step=encode(scores, workspace.tops, workspace.codes),
-        top_sum=top_sum,
-        top_magnitude=sum(map(abs, tops)),
-    )
+    heap = np.empty(k, np.float64), np.empty(k, np.int64)
+    scan = begin(scores, index, allowed, order, workspace, *heap)
+    places = listed or index.num_classes
     most = min(places, budget.max_candidates or places)
     size, place, bound, proven = 0, 0, -np.inf, k == 0
     while place < most and not proven:
@@ -63,7 +49,7 @@ def search_within(
         if place == places:
             bound, proven = -np.inf, True
         else:
-            bound = float(bounds[place >> index.shift if by_block else 0])
+            bound = float(bounds[place >> index.shift]) if by_block else scan.top_sum
             proven = size == k and bool(scan.heap_scores[0] > bound)
         if time.perf_counter() >= deadline:
             break

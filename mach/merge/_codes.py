@@ -15,7 +15,7 @@ from mach.merge._types import Bool, Float, Int
 
 __all__ = ["NO_SUM", "encode", "most_sum", "survey"]
 
-NO_SUM = 65_535  # of no product: what is there has no product, or none that is allowed
+NO_SUM = 65_535  # of no product that is allowed
 _SAMPLE = 64
 _INFINITY = 0x7F800000
 _MINUS_INFINITY = -0x7F800001  # in the order of `survey`

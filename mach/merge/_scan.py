@@ -50,7 +50,7 @@ class Scan(NamedTuple):
 
 @njit(nogil=True, cache=True)
 def class_at(scan: Scan, place: Int) -> Int:
-    """The product at a place, which past the end of the last block is none."""
+    """The product at a place."""
     if scan.allowed.listed.shape[0] > 0:
         return np.int64(scan.allowed.listed[place])
     if scan.order.shape[0] > 0:

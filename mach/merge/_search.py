@@ -16,7 +16,7 @@ from mach.merge._select import heap_sort
 from mach.merge._sums import add_up
 from mach.merge._types import Int
 
-__all__ = ["CHUNK", "Workspace", "make_workspace", "scan_places", "search_all"]
+__all__ = ["CHUNK", "Workspace", "begin", "make_workspace", "scan_places", "search_all"]
 
 CHUNK = 32_768  # products whose codes are added up before they are offered; whole blocks
 
@@ -37,6 +37,37 @@ def make_workspace(rows: int, buckets: int, width: int) -> Workspace:
         codes=np.empty((rows, buckets + width - 1), np.uint8),
         blocks=np.empty(CHUNK // width, np.int64),
         sums=np.empty(CHUNK, np.uint16),
+    )
+
+
+@njit(nogil=True, cache=True)
+def begin(
+    scores: NDArray[np.float32],
+    index: Index,
+    allowed: Allowed,
+    order: NDArray[np.int64],
+    workspace: Workspace,
+    heap_scores: NDArray[np.float64],
+    heap_classes: NDArray[np.int64],
+) -> Scan:
+    """A scan of a query, whose rows' best scores the workspace has from :func:`survey`."""
+    tops = workspace.tops
+    step = encode(scores, tops, workspace.codes)
+    top_sum, top_magnitude = 0.0, 0.0  # added up as products' scores are
+    for q in range(tops.shape[0]):
+        top_sum += np.float64(tops[q])
+        top_magnitude += abs(np.float64(tops[q]))
+    return Scan(
+        scores,
+        workspace.codes,
+        index,
+        allowed,
+        order,
+        heap_scores,
+        heap_classes,
+        step,
+        top_sum,
+        top_magnitude,
     )
 
 
@@ -77,31 +108,16 @@ def search_all(
         best_scores: filled, best first, shape (m, k).
         best_classes: filled with them.
     """
-    tops = workspace.tops
-    places = index.num_classes
+    places, no_order = index.num_classes, np.empty(0, np.int64)
     if allowed.listed.shape[0] > 0:
         places = allowed.listed.shape[0]
     if best_scores.shape[1] == 0:
         places = 0  # a heap without room has no worst to compare with
     for i in range(scores.shape[0]):
-        if not survey(scores[i], tops):
+        if not survey(scores[i], workspace.tops):
             return i
-        step = encode(scores[i], tops, workspace.codes)
-        top_sum, top_magnitude = 0.0, 0.0
-        for q in range(tops.shape[0]):
-            top_sum += np.float64(tops[q])
-            top_magnitude += abs(np.float64(tops[q]))
-        scan = Scan(
-            scores[i],
-            workspace.codes,
-            index,
-            allowed,
-            np.empty(0, np.int64),
-            best_scores[i],
-            best_classes[i],
-            step,
-            top_sum,
-            top_magnitude,
+        scan = begin(
+            scores[i], index, allowed, no_order, workspace, best_scores[i], best_classes[i]
         )
         size = scan_places(scan, workspace, 0, places, 0)
         heap_sort(scan.heap_scores, scan.heap_classes, size)

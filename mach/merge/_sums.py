@@ -113,7 +113,7 @@ def _add_each(scan: Scan, first: Int, length: Int, sums: NDArray[np.uint16]) -> 
     """Add the codes of consecutive products, each of which is a block."""
     n = scan.codes.shape[0]
     begin = np.int64(0)  # what is not read in words
-    if scan.searched.starts.itemsize == 2 and first % 4 == 0:
+    if scan.searched.starts.itemsize == 2:
         begin = length - length % 4
         summed = sums[:begin].view(np.uint64)
         for q in range(0, n - 1, 2):
@@ -156,7 +156,7 @@ def add_up(
     sums[:] = 0
     if scan.allowed.listed.shape[0] > 0:
         _add_listed(scan, first, length, sums)
-    elif scan.searched.shift == 0 and scan.order.shape[0] == 0:
+    elif scan.searched.shift == 0:
         _add_each(scan, first, length, sums)
     else:
         _add_blocks(scan, first, length, blocks, sums)

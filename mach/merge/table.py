@@ -7,41 +7,21 @@ import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mach.errors import BundleError, InvalidInput
 from mach.files import atomic_path
+from mach.hashing import MAX_CLASSES, MAX_WIDTH, UniversalHash, is_width
 from mach.merge.products import ProductSet
 
-__all__ = ["BlockHash", "BucketTable"]
+__all__ = ["BucketTable"]
 
 _MAGIC = b"MACHBKT2"
 _ALIGNMENT = 4096  # the array starts on a page
-_MOST_CLASSES = 2**31 - 1
-_MOST_WIDTH = 512  # whole blocks are added up together
 _MOST_REPETITIONS = 10_000  # their codes are added up in 16 bits
-
-
-class BlockHash(Protocol):
-    """What is needed of a hash: blocks of products in consecutive buckets (``mach.hashing``)."""
-
-    @property
-    def num_buckets(self) -> int:
-        """B."""
-
-    @property
-    def num_repetitions(self) -> int:
-        """R."""
-
-    @property
-    def width(self) -> int:
-        """Products a block, a power of two of at most B and 512."""
-
-    def starts(self, repetition: int, blocks: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-        """The buckets of the blocks' first products."""
 
 
 class BucketTable:
@@ -76,18 +56,16 @@ class BucketTable:
         self.dtype = starts.dtype
 
     @classmethod
-    def from_hash(cls, hash: BlockHash, num_classes: int) -> BucketTable:
+    def from_hash(cls, hash: UniversalHash, num_classes: int) -> BucketTable:
         """A table over a hash.
 
         Raises:
             InvalidInput: if a size is out of range, or the width no power of two up to B and 512.
         """
-        if not 1 <= num_classes <= _MOST_CLASSES:
-            raise InvalidInput(
-                "num_classes", f"must be from 1 to {_MOST_CLASSES}, not {num_classes}"
-            )
-        if not _is_width(hash.width, hash.num_buckets):
-            message = f"{hash.width} is no power of two up to B and {_MOST_WIDTH}"
+        if not 1 <= num_classes <= MAX_CLASSES:
+            raise InvalidInput("num_classes", f"must be from 1 to {MAX_CLASSES}, not {num_classes}")
+        if not is_width(hash.width, hash.num_buckets):
+            message = f"{hash.width} is no power of two up to B and {MAX_WIDTH}"
             raise InvalidInput("hash.width", message)
         if not 1 <= hash.num_repetitions <= _MOST_REPETITIONS:
             message = f"must be from 1 to {_MOST_REPETITIONS}, not {hash.num_repetitions}"
@@ -115,7 +93,7 @@ class BucketTable:
         if assignment.ndim != 2 or not np.issubdtype(assignment.dtype, np.integer):
             raise InvalidInput("assignment", "must be integers of shape (R, K)")
         repetitions, classes = assignment.shape
-        if not 1 <= repetitions <= _MOST_REPETITIONS or not 1 <= classes <= _MOST_CLASSES:
+        if not 1 <= repetitions <= _MOST_REPETITIONS or not 1 <= classes <= MAX_CLASSES:
             raise InvalidInput("assignment", f"cannot index {repetitions} x {classes} buckets")
         largest = int(assignment.max())
         buckets = largest + 1 if num_buckets is None else num_buckets
@@ -233,12 +211,12 @@ class BucketTable:
         )
         if (
             min(classes, buckets, repetitions) < 1
-            or classes > _MOST_CLASSES
+            or classes > MAX_CLASSES
             or repetitions > _MOST_REPETITIONS
         ):
             raise ValueError("a size is out of range")
-        if not _is_width(width, buckets):
-            raise ValueError(f"the width is no power of two of at most B and {_MOST_WIDTH}")
+        if not is_width(width, buckets):
+            raise ValueError(f"the width is no power of two of at most B and {MAX_WIDTH}")
         shape = repetitions, _padded(-(-classes // width))
         dtype = _dtype(buckets)
         position += -position % _ALIGNMENT
@@ -250,10 +228,6 @@ class BucketTable:
         if int(starts.max()) >= buckets:  # compiled code reads what it says
             raise BundleError(f"{path} is damaged: a bucket is not from 0 to {buckets - 1}")
         return cls(classes, buckets, width, starts)
-
-
-def _is_width(width: int, buckets: int) -> bool:
-    return 1 <= width <= min(buckets, _MOST_WIDTH) and not width & (width - 1)
 
 
 def _dtype(buckets: int) -> np.dtype[Any]:
